@@ -177,6 +177,11 @@ def _coded(prog: str, run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         tell(f"{prog}: interrupted")
         return EXIT_INTERRUPTED
+    except MemoryError:
+        from .host.limits import why_no_memory
+
+        tell(f"{prog}: error: {why_no_memory()}")
+        return EXIT_HOST
     except RunnerError as error:
         tell(f"{prog}: error: {error}")
         if isinstance(error, InputError):

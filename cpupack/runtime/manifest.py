@@ -283,6 +283,12 @@ def _is_bytecode(name: str, known: Collection[str]) -> bool:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
+    except NotADirectoryError as error:
+        archive = next((each for each in path.parents if each.is_file()), path)
+        raise IntegrityError(
+            f"cannot read {path}: {archive} is a file. Kernels and model are loaded from files of their own, and not "
+            "from within an archive; install the wheel with pip, or unpack it and import it from there"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"cannot read {path}: {error}") from error
 

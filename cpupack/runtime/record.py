@@ -14,8 +14,9 @@ from .manifest import Manifest, hash_file
 def check_record(package_dir: Path, manifest: Manifest) -> None:
     """Compare the installed files with RECORD, which also covers what the manifest does not: ``build.json``, scripts.
 
-    A package that no installer put there has no RECORD, and nothing is compared. Raises IntegrityError naming the first
-    file that differs.
+    A package that no installer put there has no RECORD, and nothing is compared. The scripts that pip makes are beside
+    the package: they are compared where they are there, since images are often made of the packages alone. Raises
+    IntegrityError naming the first file that differs.
     """
     site = package_dir.parent
     name = re.sub(r"[-_.]+", "_", manifest.name)
@@ -30,8 +31,14 @@ def check_record(package_dir: Path, manifest: Manifest) -> None:
     if f"{manifest.import_name}/manifest.json" not in {path for path, _ in rows}:
         raise IntegrityError(f"{record} does not name the package's manifest; reinstall {manifest.name}")
     for path, expected in rows:
-        if expected.startswith("sha256=") and not _is(site / path, expected):
-            raise IntegrityError(f"{site / path} is not the file that was installed; reinstall {manifest.name}")
+        if not expected.startswith("sha256="):
+            continue
+        places = [site / path]
+        if path.startswith("../"):
+            # `pip install --target DIR` names its scripts as in another layout, and puts them into DIR/bin.
+            places = [each for each in (site / path, site / "bin" / Path(path).name) if each.exists()]
+        if places and not any(_is(each, expected) for each in places):
+            raise IntegrityError(f"{places[0]} is not the file that was installed; reinstall {manifest.name}")
 
 
 def _is(path: Path, expected: str) -> bool:

@@ -398,3 +398,13 @@ def test_interrupt_is_one_line(package_dir: Path) -> None:
     )  # fmt: skip
     _, err = child.communicate(timeout=PATIENCE_S)
     assert (child.returncode, err) == (130, "tiny-int8: interrupted\n")
+
+
+def test_lack_of_memory_is_one_line(call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setitem(cli._COMMANDS, "info", ("text", lambda parser: None, run))
+    code, _, err = call("info")
+    assert (code, err.count("\n")) == (3, 1)
+    assert err.startswith("tiny-int8: error: there is not enough memory (")

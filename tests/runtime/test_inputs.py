@@ -105,6 +105,27 @@ def test_pil_images_that_cannot_be_decoded_say_so(runner: Runner) -> None:
     fails(lambda: runner.predict(Image.new("F", (32, 32))), "'F' pixels of unknown range")
 
 
+def test_lack_of_memory_is_no_damage_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders raise MemoryError for both. The file was said to be damaged, or closed."""
+
+    def load(_: Any) -> None:
+        raise MemoryError
+
+    data, image = encoded(), Image.new("RGB", (8, 4))
+    monkeypatch.setattr(Image.Image, "load", load)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    fails(lambda: decode_image(data), "damaged")
+    fails(lambda: decode_image(image), "damaged")
+    monkeypatch.setattr(preprocess, "lacks_memory", lambda error, image: True)
+    fails(lambda: decode_image(data), r"cannot be decoded: not enough memory for its \d+ x \d+ pixels$")
+    fails(lambda: decode_image(image), "^PIL image cannot be decoded: not enough memory for its 8 x 4 pixels$")
+    monkeypatch.undo()
+    assert not preprocess.lacks_memory(MemoryError(), image)
+    assert not preprocess.lacks_memory(ValueError(), image)
+    image._size = (2**24, 2**24)
+    assert preprocess.lacks_memory(MemoryError(), image)
+
+
 def test_a_pil_image_names_its_file(runner: Runner, tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
     path.write_bytes(encoded()[:200])

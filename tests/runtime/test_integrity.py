@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from cpupack.runtime import cli
 from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.manifest import extra_files, hash_file, read_manifest, root_hash
+from cpupack.runtime.record import check_record
 from cpupack.runtime.runner import Runner
 from cpupack.runtime.verify import verify
 
@@ -118,6 +120,23 @@ def test_measurements_are_covered_by_record(package: Path) -> None:
     assert read_manifest(package).plan.reason == "edited"
     with pytest.raises(IntegrityError, match=r"build\.json is not the file that was installed"):
         verify(package)
+
+
+def test_a_script_may_be_elsewhere_or_left_behind_but_not_changed(package: Path) -> None:
+    """``verify`` failed after ``pip install --target``, and in images made of the packages alone."""
+    text, manifest = "#!/usr/bin/python3\n", read_manifest(package)
+    digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+    with record(package).open("a", encoding="utf-8") as file:
+        file.write(f"../bin/tiny-int8,sha256={digest},{len(text)}\n")
+    check_record(package, manifest)
+    named, moved = package.parent.parent / "bin", package.parent / "bin"
+    for folder in (named, moved):
+        folder.mkdir()
+        (folder / "tiny-int8").write_text("of another environment")
+        with pytest.raises(IntegrityError, match=r"bin/tiny-int8 is not the file that was installed"):
+            check_record(package, manifest)
+    (moved / "tiny-int8").write_text(text)
+    check_record(package, manifest)
 
 
 @pytest.mark.parametrize("damage", [lambda text: "", lambda text: text.replace("tiny_int8/manifest.json", "other")])

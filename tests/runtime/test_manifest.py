@@ -77,3 +77,11 @@ def test_files_are_compared_with_the_manifest(edited: Callable[..., Path]) -> No
     path.unlink()
     with pytest.raises(IntegrityError, match=r"labels\.txt is missing"):
         check_files(copy, manifest)
+
+
+def test_a_package_inside_an_archive_says_what_to_do(tmp_path: Path) -> None:
+    """Python imports from a wheel that is on its path, and the error was only "Not a directory"."""
+    wheel = tmp_path / "net.whl"
+    wheel.write_bytes(b"PK")
+    with pytest.raises(IntegrityError, match=r"net\.whl is a file.*install the wheel with pip, or unpack it"):
+        read_manifest(wheel / "net")

@@ -44,6 +44,9 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     def pause_reading(self) -> None:
         """Reading goes on: what is in the buffer is there already."""
 
@@ -103,7 +106,9 @@ def talk(data: bytes, piece: int, handle: Callable[[HttpRequest], Coroutine[Any,
         connection = Connection(connections)
         connection.connection_made(wire)
         receive(connection, data, piece)
-        while connections.at_work:
+        before = None
+        while connections.at_work or before != wire.written:
+            before = wire.written
             await asyncio.sleep(0)
         assert connections.body_bytes == 0
         return wire
@@ -252,3 +257,75 @@ def test_there_is_a_bound_on_the_heads_that_are_known() -> None:
     assert 0 < len(desk.heads) <= 512
     desk.learn(bytes(5000), Head(b"GET", "/", b"", {}), 0)
     assert bytes(5000) not in desk.heads
+
+
+def test_a_client_that_reads_no_answer_gets_no_further_one() -> None:
+    """Of a client that asked and never read, each answer stayed in the server's memory, without a bound."""
+
+    connections = shared(echo)
+    connection = Connection(connections)
+
+    class Full(Wire):
+        """Takes one answer, and says that the client has not read it."""
+
+        reading = True
+
+        def write(self, data: Any) -> None:
+            super().write(data)
+            connection.pause_writing()
+
+        def pause_reading(self) -> None:
+            self.reading = False
+
+        def resume_reading(self) -> None:
+            self.reading = True
+
+    async def run() -> None:
+        wire = Full()
+        connection.connection_made(wire)
+        receive(connection, NO_BODY + REFUSED + SIMPLE, 1000)
+        for answers in ([b"/b "], [b"/b ", b"refused"], [b"/b ", b"refused", b"/a hello"]):
+            assert bodies(wire.written) == answers
+            assert not wire.reading
+            connection.resume_writing()
+        assert wire.reading
+        assert connections.idle
+        assert not connections.body_bytes
+
+    asyncio.run(run())
+
+
+def test_many_answers_that_are_there_at_once_follow_one_that_takes_time() -> None:
+    """Each called the next one from within itself: the 250th went deeper than Python goes."""
+
+    async def first_later(request: HttpRequest) -> HttpAnswer:
+        return await (echo_later if request.path == "/a" else echo)(request)
+
+    assert bodies(talk(SIMPLE + NO_BODY * 1000, 2**18, first_later).written) == [b"/a hello", *[b"/b "] * 1000]
+
+
+@pytest.mark.parametrize("end", [b"\x00\r\n\r\n", SIMPLE.replace(b"Host", b"Expect: 100-continue\r\nHost")])
+def test_what_came_before_the_end_is_answered_and_its_memory_is_free(end: bytes) -> None:
+    """Requests that waited for one before them were dropped, and their bodies counted for ever."""
+    refused = end.replace(b"/a", b"/refused")
+    wire = talk(SIMPLE * 3 + refused, 1000, echo_later)
+    assert bodies(wire.written)[:3] == [b"/a hello"] * 3
+    assert len(bodies(wire.written)) == 4
+    assert wire.closed
+
+
+def test_a_client_with_thousands_of_requests_takes_turns_with_others() -> None:
+    """All that one read had brought was answered in one turn of the loop: others waited for seconds."""
+
+    async def run() -> None:
+        wire = Wire()
+        connection = Connection(shared(echo))
+        connection.connection_made(wire)
+        receive(connection, (NO_BODY + REFUSED) * 200, 2**18)
+        most = len(bodies(wire.written))
+        assert most < 100
+        for _ in range(400 // most):
+            await asyncio.sleep(0)
+        assert bodies(wire.written) == [b"/b ", b"refused"] * 200
+
+    asyncio.run(run())

@@ -22,12 +22,12 @@ from typing import Any
 import pytest
 
 from cpupack.runtime.errors import HostError
-from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.serve.grpc_service import open_door
 from cpupack.runtime.serve.lifecycle import Server
 from cpupack.runtime.serve.metrics import Metrics
 from cpupack.runtime.serve.options import ServeOptions
 from cpupack.runtime.serve.service import Service
+from helpers.other_code import with_other_code
 from helpers.served import PHOTO, Served, run_serve, serving
 from helpers.tiny_package import keep_manifest
 from helpers.waiting import PATIENCE_S, wait_until
@@ -109,8 +109,7 @@ def test_a_reload_takes_another_version_without_a_lost_request(edited: Callable[
     with serving(copy) as served:
         load = Load(served)
         wait_until(lambda: len(load.statuses) > 20)
-        manifest = read_manifest(copy)
-        keep_manifest(copy, dataclasses.replace(manifest, version="2.0.0"))
+        keep_manifest(copy, dataclasses.replace(with_other_code(copy), version="2.0.0"))
         served.process.send_signal(signal.SIGHUP)
         wait_until(lambda: served.metric('cpupack_reloads_total{outcome="done"}') == 1)
         count = len(load.statuses)

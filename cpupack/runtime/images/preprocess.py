@@ -141,7 +141,9 @@ def _loaded(image: Image.Image) -> Image.Image:
     try:
         image.load()
     except DECODER_ERRORS as error:  # Pillow asserts that the file is open
-        why = str(error) or "its file is closed"
+        if lacks_memory(error, image):
+            raise _out_of_memory(name, image) from error
+        why = str(error) or ("it is damaged" if isinstance(error, MemoryError) else "its file is closed")
         raise InputError(f"{name} cannot be decoded: {why}; load() it before its file is closed") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error}") from error
@@ -186,6 +188,7 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
     """Decode an image whole. Raises InputError that begins with ``name``."""
     if not data:
         raise InputError(f"{name} is empty")
+    image: Image.Image | None = None
     try:
         image = Image.open(io.BytesIO(data))
         check_format(image, name)
@@ -199,8 +202,25 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error}") from error
     except DECODER_ERRORS as error:
+        if image is not None and lacks_memory(error, image):
+            raise _out_of_memory(name, image) from error
         raise InputError(f"{name} is a truncated or damaged image: {error}") from error
     return image
+
+
+def lacks_memory(error: Exception, image: Image.Image) -> bool:
+    """Return whether it was memory for the pixels that a decoder lacked. Some say so of damaged files, too."""
+    if not isinstance(error, MemoryError):
+        return False
+    try:
+        np.empty((2, image.height, image.width, 4), np.uint8)
+    except MemoryError:
+        return True
+    return False
+
+
+def _out_of_memory(name: str, image: Image.Image) -> InputError:
+    return InputError(f"{name} cannot be decoded: not enough memory for its {image.width} x {image.height} pixels")
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:

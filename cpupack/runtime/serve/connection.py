@@ -2,7 +2,8 @@
 
 It is an own protocol on top of asyncio, because a general server copies a body three times and checks every header of
 each answer (docs/explanation/serving.md says more). It bounds what a client can hold: the size of headers and
-body, the time that a request may take to arrive, and the connections, of which the longest idle one gives way.
+body, the time that a request may take to arrive, answers that the client does not read, and the connections, of which
+the longest idle one gives way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .steps import run_at_once
 
 LOGGER = logging.getLogger("cpupack.serve")
 _MOST_PIPELINED = 16
+_MOST_A_TURN = 16
+"""Requests of one client that are begun in one turn of the loop. Thousands may be there at once, and others wait."""
 _JOINED_BYTES = 64 * 1024
 """Up to this size head and body go out as one piece; larger bodies are not copied for it."""
 
@@ -27,8 +30,10 @@ _JOINED_BYTES = 64 * 1024
 class Connection(asyncio.BufferedProtocol):
     """The protocol of one connection.
 
-    ``_current`` is the request that is being answered, ``_queue`` those that came after it. After ``_last`` nothing
-    more is read or answered. ``_last_answer`` says that the answer which was written last is the last one.
+    ``_current`` is the request that is being answered, ``_queue`` those that came after it. ``_last_answer`` says that
+    the answer which was written last is the last one. ``_end`` is written after all others, where what came cannot be
+    read. ``_unread`` says that the client has answers to read before it gets more. ``_begun`` counts the requests of
+    this turn of the loop; ``_next_turn`` says that there will be another one without new bytes.
     """
 
     def __init__(self, shared: Connections) -> None:
@@ -38,8 +43,12 @@ class Connection(asyncio.BufferedProtocol):
         self._client = ""
         self._queue: deque[HttpRequest] = deque()
         self._current: HttpRequest | None = None
-        self._paused = False
+        self._begun = 0
+        self._going_on = self._next_turn = False
+        self._resting = False
+        self._unread = False
         self._last_answer = False
+        self._end: HttpAnswer | None = None
         self._since_s = time.monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -73,7 +82,18 @@ class Connection(asyncio.BufferedProtocol):
         return self._incoming.place()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._begun = 0
         self._incoming.take(nbytes)
+
+    def pause_writing(self) -> None:
+        """Answer and read nothing more: of a client that asks and does not read, each answer would stay in memory."""
+        self._unread, self._since_s = True, time.monotonic()
+        self._read_or_rest()
+
+    def resume_writing(self) -> None:
+        """Go on: the client has read most of what was written."""
+        self._unread, self._since_s = False, time.monotonic()
+        self._go_on()
 
     # What is read.
 
@@ -98,7 +118,8 @@ class Connection(asyncio.BufferedProtocol):
                 self.request_is_there(request)
             elif self._transport is not None:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        elif request.early is not None and self._current is None and not self._queue:
+        elif request.early is not None and not self._queue and self._may_begin():
+            self._begun += 1
             request.answered = True
             self._send(request, request.early)
 
@@ -116,13 +137,11 @@ class Connection(asyncio.BufferedProtocol):
             self._after_answer()
             return
         request.complete_s = time.monotonic()
-        if self._current is None:
+        if not self._queue and self._may_begin():
             self._start(request)
             return
         self._queue.append(request)
-        if len(self._queue) >= _MOST_PIPELINED and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        self._go_on()
 
     def cannot_read(self, error: HttpError) -> None:
         """Answer what cannot be parsed, and close: nobody knows where the next request would begin."""
@@ -130,11 +149,9 @@ class Connection(asyncio.BufferedProtocol):
             return
         request = self._incoming.request
         self._incoming.stop()
-        self._queue.clear()
-        if self._current is None:
-            if request is None or not request.answered:
-                self._write(error.answer(), keep_alive=False)
-            self.close()
+        if request is None or not request.answered:
+            self._end = error.answer()
+        self._go_on()
 
     def _reserve(self, request: HttpRequest, size: int) -> None:
         """Count bytes of a body, or answer that there is no room for them."""
@@ -156,7 +173,11 @@ class Connection(asyncio.BufferedProtocol):
 
     # Answers.
 
+    def _may_begin(self) -> bool:
+        return self._current is None and not self._unread and self._begun < _MOST_A_TURN
+
     def _start(self, request: HttpRequest) -> None:
+        self._begun += 1
         self._current = request
         self._shared.at_work.add(self)
         run_at_once(self._serve(request))
@@ -170,9 +191,11 @@ class Connection(asyncio.BufferedProtocol):
             LOGGER.exception("a request to %s failed", request.path)
             answer = HttpAnswer(500, b'{"error":"the server failed; its log says why"}')
         self._release(request)
-        self._send(request, answer)
-        self._current = None
-        self._shared.at_work.discard(self)
+        try:
+            self._send(request, answer)
+        finally:
+            self._current = None
+            self._shared.at_work.discard(self)
         self._after_answer()
 
     def _send(self, request: HttpRequest, answer: HttpAnswer) -> None:
@@ -180,20 +203,50 @@ class Connection(asyncio.BufferedProtocol):
         self._shared.answered(request, answer)
 
     def _after_answer(self) -> None:
-        if self._transport is None:
-            return
-        if self._last_answer or self._incoming.stopped:
-            self._incoming.stop()
-            self.close()
-        elif self._queue:
-            if self._paused:
-                self._paused = False
-                self._transport.resume_reading()
-            self._start(self._queue.popleft())
-        else:
+        self._go_on()
+        over = self._last_answer or self._incoming.stopped or self._transport is None
+        if self._current is None and not self._queue and not over:
             if not self._incoming.receiving:
                 self._shared.idle[self] = None
             self._since_s = time.monotonic()
+
+    def _go_on(self) -> None:
+        """Answer what waits, in order, and close after the last answer.
+
+        An answer that is there at once comes back here, and finds that the loop is at work. Each would call the next
+        one from within itself otherwise, deeper than Python goes.
+        """
+        if self._going_on:
+            return
+        self._going_on = True
+        try:
+            while self._queue and not self._last_answer and self._may_begin():
+                self._start(self._queue.popleft())
+        finally:
+            self._going_on = False
+        if self._queue and self._begun >= _MOST_A_TURN and not self._next_turn:
+            self._next_turn = True
+            asyncio.get_running_loop().call_soon(self._take_turn)
+        if self._current is None and (self._last_answer or (self._incoming.stopped and not self._queue)):
+            if self._end is not None and not self._last_answer:
+                self._write(self._end, keep_alive=False)
+            self._incoming.stop()
+            self.close()
+        self._read_or_rest()
+
+    def _take_turn(self) -> None:
+        self._begun, self._next_turn = 0, False
+        self._go_on()
+
+    def _read_or_rest(self) -> None:
+        """Read on, or not as long as enough requests wait."""
+        transport, rest = self._transport, self._unread or len(self._queue) >= _MOST_PIPELINED
+        if rest != self._resting and transport is not None and not transport.is_closing():
+            self._resting = rest
+            if rest:
+                transport.pause_reading()
+            else:
+                transport.resume_reading()
 
     def _write(self, answer: HttpAnswer, *, keep_alive: bool = True, head_only: bool = False) -> None:
         transport, shared = self._transport, self._shared

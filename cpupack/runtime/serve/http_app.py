@@ -91,7 +91,10 @@ class HttpApp:
 
     def full(self, request: HttpRequest) -> HttpAnswer:
         """Return the answer to a request for whose body there is no room."""
-        return self._refused(request, Refusal(BYTES, self._service.executor.backlog_s()))
+        try:
+            return self._refused(request, Refusal(BYTES, self._service.executor.backlog_s()))
+        except UnavailableError as error:
+            return self._unavailable(error)
 
     async def handle(self, request: HttpRequest) -> HttpAnswer:
         """Return the answer to a whole request."""

@@ -22,7 +22,7 @@ from .connection import Connection
 from .connections import ConnectionLimits, Connections
 from .executor import Executor
 from .http_app import HttpApp, HttpSettings
-from .loading import Loaded, add_gauges, collect_less, executor_of, load
+from .loading import Code, Loaded, add_gauges, collect_less, executor_of, load
 from .metrics import Metrics
 from .options import ServeOptions
 from .service import Service, State
@@ -52,6 +52,7 @@ class Server:
         self._reloading: asyncio.Task[None] | None = None
         self._loader = Aside()
         self._generation = 0
+        self._code: Code | None = None
         self.app = HttpApp(
             self.service,
             HttpSettings(options.token, options.shed_status, options.max_body_bytes),
@@ -123,14 +124,15 @@ class Server:
     # Loading.
 
     def _use(self, loaded: Loaded) -> Executor | None:
+        self._code = loaded.code
         return self.service.use(executor_of(loaded, self._options, self.metrics))
 
     async def _reload(self) -> None:
         """Load the package again and send all further requests to it. What is admitted finishes on the old one."""
         self._generation += 1
-        module = f"_cpupack_reload_{self._generation}"
+        code = self._code
         try:
-            loaded = await self._loader.run(load, self._dir, self._options, module)
+            loaded = await self._loader.run(load, self._dir, self._options, code, f"_cpupack_reload_{self._generation}")
         except Exception as error:
             self.metrics.reloads.add("failed")
             text = "the reload failed, and the model before is served on: %s"
@@ -142,6 +144,10 @@ class Server:
         if before is not None:
             await before.drain()
             await before.close()
+            del before
+        if code is not None and code is not loaded.code:
+            code.forget()
+        collect_less()
 
     # Signals and the clock.
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import HostError, IntegrityError
+from ..files import MANIFEST_NAME
 from ..runner import Runner
 from .executor import Executor
 from .metrics import Metrics
@@ -30,36 +32,68 @@ _YOUNG = 10_000
 
 
 @dataclass(frozen=True)
+class Code:
+    """The package's code as it was imported: its Runner, and the hashes of its files as the manifest has them.
+
+    ``module`` is the name that it was imported as anew, None for what this process began with.
+    """
+
+    make_runner: Any
+    files: Mapping[str, str]
+    module: str | None = None
+
+    @classmethod
+    def own(cls, package_dir: Path) -> Code:
+        """Return the code that runs here."""
+        return cls(Runner, _hashes_of_code(package_dir))
+
+    def forget(self) -> None:
+        """Give back the memory of code that nothing runs any more, in so far as it was imported anew."""
+        if self.module is not None:
+            for name in [each for each in sys.modules if each.partition(".")[0] == self.module]:
+                del sys.modules[name]
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """A model that is warm and proven, with how long its calls take."""
+    """A model that is warm and proven, with how long its calls take, and the code that runs it."""
 
     model: ServedModel
     times: CallTimes
     prepare: PrepareTimes
     source: str
+    code: Code = field(compare=False)
 
 
-def load(package_dir: Path, options: ServeOptions, module: str | None = None) -> Loaded:
-    """Load, warm and prove the model, in a thread of its own. ``module`` is None for this package's own code.
+def load(package_dir: Path, options: ServeOptions, before: Code | None = None, module: str = "") -> Loaded:
+    """Load, warm and prove the model, in a thread of its own.
+
+    ``before`` is the code that runs the model so far, at a reload. It goes on where the package has the same;
+    other code is imported as ``module``. Without it the package's own code runs the model.
 
     Raises HostError where the promise cannot be held or an output is not finite, InputError and IntegrityError.
     """
-    make_runner: Any = Runner if module is None else _fresh_runner(package_dir, module)
-    setting = choose_setting(package_dir, options)
-    runner = make_runner(
-        package_dir, threads=setting.threads, instances=setting.instances, batch_size=setting.batch_size
-    )
+    code = Code.own(package_dir) if before is None else code_now(package_dir, before, module)
     try:
-        model = ServedModel(runner, package_dir)
-        model.warm()
-        _prove(model)
-        table = setting.table(model)
-        prepare = PrepareTimes()
-        check_promise(options.max_latency_ms, table, learn_decoding(model, prepare))
+        setting = choose_setting(package_dir, options)
+        runner = code.make_runner(
+            package_dir, threads=setting.threads, instances=setting.instances, batch_size=setting.batch_size
+        )
+        try:
+            model = ServedModel(runner, package_dir)
+            model.warm()
+            _prove(model)
+            table = setting.table(model)
+            prepare = PrepareTimes()
+            check_promise(options.max_latency_ms, table, learn_decoding(model, prepare))
+        except BaseException:
+            runner.close()
+            raise
     except BaseException:
-        runner.close()
+        if code is not before:
+            code.forget()
         raise
-    return Loaded(model, CallTimes(table), prepare, setting.source)
+    return Loaded(model, CallTimes(table), prepare, setting.source, code)
 
 
 def executor_of(loaded: Loaded, options: ServeOptions, metrics: Metrics) -> Executor:
@@ -98,8 +132,10 @@ def add_gauges(metrics: Metrics, service: Service) -> None:
 def collect_less() -> None:
     """Keep the garbage collector from looking through all that was loaded, again and again.
 
-    A full collection of numpy, the model's tables and the modules takes 20 ms or more, and stops every thread.
+    A full collection of numpy, the model's tables and the modules takes 20 ms or more, and stops every thread. After a
+    reload the model and the code before are among what is collected.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG, 20, 20)
@@ -113,8 +149,11 @@ def _prove(model: ServedModel) -> None:
             raise HostError("the outputs of the golden inputs are not finite; run `verify`")
 
 
-def _fresh_runner(package_dir: Path, module: str) -> Any:
-    """Import the package's runtime anew, under another name, and return its Runner. What is imported already stays."""
+def code_now(package_dir: Path, before: Code, module: str) -> Code:
+    """Return ``before`` where the package has the same code, else its code imported anew. What runs already stays."""
+    files = _hashes_of_code(package_dir)
+    if files and files == before.files:  # importing the same once more took 2.6 MB, at each rotation of the log
+        return before
     runtime = package_dir / "_runtime"
     spec = importlib.util.spec_from_file_location(
         module, runtime / "__init__.py", submodule_search_locations=[str(runtime)]
@@ -124,5 +163,21 @@ def _fresh_runner(package_dir: Path, module: str) -> Any:
     package = importlib.util.module_from_spec(spec)
     sys.modules[module] = package
     importlib.invalidate_caches()
-    spec.loader.exec_module(package)
-    return importlib.import_module(f"{module}.runner").Runner
+    try:
+        spec.loader.exec_module(package)
+        return Code(importlib.import_module(f"{module}.runner").Runner, files, module)
+    except BaseException:
+        Code(None, {}, module).forget()
+        raise
+
+
+def _hashes_of_code(package_dir: Path) -> dict[str, str]:
+    """Return the hash of each file of the package's code, {} where its manifest does not say them.
+
+    A later version's manifest may have another form: its own code reads it.
+    """
+    try:
+        files = json.loads((package_dir / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+        return {name: entry["sha256"] for name, entry in files.items() if name.startswith("_runtime/")}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
