@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError
+from cpupack.model.encoder_decoders import in_one_pass
 from cpupack.model.user_code import describe_failure
 from cpupack.model.vision import repair_torchvision_imports
 from cpupack.progress import Progress
@@ -31,6 +32,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 _COUNTS = re.compile(r"(_layers?|^depths?|_blocks?|_experts)$")
 """Names of settings that count what a library makes one by one."""
 _MOST_LAYERS = 10_000
+_OF_PAGES = "max_2d_position_embeddings"
+"""The setting that models of laid out documents have: LayoutLM, LiLT and their like."""
 _POOLED = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout")
 """Modules of sentence-transformers that are part of the graph: each maps tensors to tensors."""
 
@@ -84,6 +87,11 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
     config = read_json(directory / "config.json", required=True)
     _check_layers(config, spec.source)
     kind = _class(library, config, spec.source)
+    if config.get(_OF_PAGES) and all(each.name != "bbox" for each in loaded.recipe.input):
+        progress.warn(
+            f"{spec.source} was trained with the place of each word on its page (bbox), which a text does not say: the "
+            "wheel's model takes all words to be in one place"
+        )
     random = spec.weights == "random" or (weights_of(directory) is None and spec.weights_fallback == "random")
     if not random and weights_of(directory) is None:
         raise ModelError(
@@ -97,7 +105,7 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
             for name, value in settings.items():
                 setattr(read, "_attn_implementation" if name == "attn_implementation" else name, value)
             module: nn.Module = kind(read)
-            return _without_cache(module.float(), spec.kwargs)
+            return in_one_pass(_without_cache(module.float(), spec.kwargs))
         module, found = kind.from_pretrained(
             str(directory),
             local_files_only=True,
@@ -106,7 +114,7 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
             **settings,
         )
     _check_loaded(found, directory, progress)
-    return _without_cache(module, spec.kwargs)
+    return in_one_pass(_without_cache(module, spec.kwargs))
 
 
 def _without_cache(module: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
@@ -121,12 +129,12 @@ def _without_cache(module: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
 def _class(library: Any, config: dict[str, Any], source: str) -> Any:
     """Return the class of a model by its name in ``architectures``. Raises ModelError where the library has none."""
     names = config.get("architectures") or []
-    if config.get("is_encoder_decoder"):
+    kind = getattr(library, str(names[0]), None) if names else None
+    if config.get("is_encoder_decoder") and _makes_text(kind, str(names[0]) if names else "Model"):
         raise ModelError(
             f"[model] {source} is an encoder with a decoder, which makes its text token by token",
             hint="save its encoder alone, or wrap it: python:FILE.py:factory",
         )
-    kind = getattr(library, str(names[0]), None) if names else None
     if kind is None and not names and config.get("model_type"):
         kind = getattr(library, "AutoModel", None)
     if not (isinstance(kind, type) or kind is getattr(library, "AutoModel", 0)):
@@ -136,6 +144,16 @@ def _class(library: Any, config: dict[str, Any], source: str) -> Any:
             hint="install a version that has it, or build the model in a factory of yours: python:FILE.py:factory",
         )
     return kind
+
+
+def _makes_text(kind: Any, name: str) -> bool:
+    """Return whether a class with an encoder and a decoder makes text, or is such a model without a head.
+
+    Classifiers, detectors and encoders alone have both in their config, too.
+    """
+    generates = getattr(kind, "can_generate", None)
+    headless = name.endswith("Model") and not name.endswith("EncoderModel")
+    return headless or (generates is not None and bool(generates()))
 
 
 def _check_loaded(found: Any, directory: Path, progress: Progress) -> None:

@@ -6,6 +6,7 @@ which end of a long text is cut off. The library does all that when it reads a d
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +34,13 @@ _PROBES = (
 @dataclass(frozen=True)
 class LibraryForm:
     """What the library reads a directory as: ``content`` is a tokenizer.json, None where the file's own is the same;
-    ``cut_side`` is the end of a long text that is left out. ``typed`` says whether it makes types of tokens."""
+    ``cut_side`` is the end of a long text that is left out. ``typed`` says whether it makes types of tokens, and
+    ``pads_left`` whether it puts padding in front of a text."""
 
     content: bytes | None
     cut_side: str | None
     typed: bool = True
+    pads_left: bool = False
 
 
 def library_form(
@@ -84,21 +87,22 @@ def library_form(
         )
     other = next((text for text in _probes(own) if _tokens(made, text) != _tokens(own, text)), None)
     side = found.truncation_side if found.truncation_side in {"left", "right"} else None
+    plain = LibraryForm(None, side, typed, pads_left=found.padding_side == "left")
     if other is None:
-        return LibraryForm(None, side, typed)
+        return plain
     if most is not None and max(made.get_vocab(with_added_tokens=True).values(), default=-1) >= most:
         progress.warn(
             f"[tokenizer] transformers reads {path} as a {type(found).__name__} with ids that the model does not have; "
             "tokenizer.json is taken as it is. tokenizer_class in tokenizer_config.json says which class it is of"
         )
-        return LibraryForm(None, side, typed)
+        return plain
     text = other if isinstance(other, str) else " | ".join(other)
     progress.warn(
         f"[tokenizer] {path.name} alone makes other tokens of {text!r} than transformers does with "
         "tokenizer_config.json; the wheel gets those of transformers. To keep the file's, name a copy of it in "
         "[tokenizer] source"
     )
-    return LibraryForm(made.to_str().encode(), side, typed)
+    return dataclasses.replace(plain, content=made.to_str().encode())
 
 
 def _probes(tokenizer: Any) -> list[str | tuple[str, str]]:

@@ -51,14 +51,16 @@ def text_input(loaded: LoadedRecipe, signature: Signature, progress: Progress) -
     plain = _opened(content, path, TokenizerSpec(length, ids, mask, types, prefix=table.prefix))
     most = specs[ids].vocabulary
     form = library_form(loaded, path, content, most, specs, progress)
-    padding, cut = _padding(plain, table.pad_token, path), form.cut_side or plain.own_cut_side
+    (pad, pad_type, side), cut = _padding(plain, table.pad_token, path), form.cut_side or plain.own_cut_side
+    prefers_left = form.pads_left and plain.own_padding is None
     if form.content is not None:
         content = form.content
         plain = _opened(content, path, TokenizerSpec(length, ids, mask, types, prefix=table.prefix))
     gap = _mask(plain, table.mask_token, path)
     spec = TokenizerSpec(
-        length, ids, mask, types, *padding, prefix=table.prefix, cut_side=cut, mask_id=gap, one_type=not form.typed
-    )
+        length, ids, mask, types, pad, pad_type, "left" if prefers_left else side,
+        prefix=table.prefix, cut_side=cut, mask_id=gap, one_type=not form.typed,
+    )  # fmt: skip
     if most is not None and plain.vocabulary > most:
         raise ModelError(
             f"[tokenizer] source: {path} gives ids up to {plain.vocabulary - 1}, and the model has {most}",
@@ -70,7 +72,7 @@ def text_input(loaded: LoadedRecipe, signature: Signature, progress: Progress) -
             f"[tokenizer] max_length: of {length} tokens {plain.special_tokens} are special ones, which leaves none "
             "for the text"
         )
-    return TextInput(content, spec)
+    return TextInput(content, spec, prefers_left)
 
 
 def check_task(task: TaskSpec, signature: Signature, text: TextInput | None) -> None:

@@ -22,8 +22,14 @@ from cpupack.recipe.text_checks import DIRECTORIES
 TOKENIZER = "tokenizer.json"
 _NO_LIMIT = 1_000_000
 """A ``model_max_length`` from here on is the library's way to say that none is known."""
-_OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xlm-roberta-xl")
+_OFFSET = (
+    *("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xlm-roberta-xl", "ibert", "xmod"),
+    *("roberta-prelayernorm", "luke", "lilt", "layoutlmv3", "markuplm", "esm", "altclip_text_model", "clap_text_model"),
+    "bridgetower_text_model",
+)
 """Model types whose positions begin behind that of the padding."""
+_RELATIVE = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano", "funnel", "xlnet")
+"""Model types without a table of positions: what their config has as the most is a habit of training, no limit."""
 _WHOLE = ("siglip_text_model", "siglip2_text_model", "fnet")
 """Model types whose texts are filled up to their greatest length, in training and after it, and that know no mask."""
 _LONG = 4096
@@ -158,7 +164,7 @@ def _tokenizer(
     table = table or Tokenizer()
     settings = read_json(root / "tokenizer_config.json")
     limits = [_positions(config), _whole(settings.get("model_max_length"))]
-    longest = min((each for each in limits if each is not None and each < _NO_LIMIT), default=None)
+    longest = min((each for each in limits if each is not None and each < _NO_LIMIT), default=_habit(config))
     own = _whole(_sentence_settings(root, kind).get("max_seq_length"))
     max_length = table.max_length or own or longest
     if max_length is None:
@@ -235,10 +241,18 @@ def _lowers(normalizer: Any) -> bool:
 
 def _positions(config: Mapping[str, Any]) -> int | None:
     """Return the tokens that the table of positions is for, None where there is no such table."""
-    found = _whole(config.get("max_position_embeddings") or config.get("n_positions"))
-    if found is not None and config.get("model_type") in _OFFSET:
-        found -= (_whole(config.get("pad_token_id")) or 1) + 1 if config.get("model_type") != "mpnet" else 2
+    kind, found = config.get("model_type"), _habit(config)
+    if found is None or kind in _RELATIVE or (kind == "deberta-v2" and config.get("position_biased_input") is False):
+        return None
+    if kind in _OFFSET and not (kind == "esm" and config.get("position_embedding_type") == "rotary"):
+        padding = config.get("pad_token_id") if kind != "mpnet" else None
+        found -= padding + 1 if isinstance(padding, int) and padding >= 0 else 2
     return found
+
+
+def _habit(config: Mapping[str, Any]) -> int | None:
+    """Return the most positions that a config names, None where it names none."""
+    return _whole(config.get("max_position_embeddings") or config.get("n_positions"))
 
 
 def _whole(value: Any) -> int | None:
@@ -304,6 +318,8 @@ def _of_parts(recipe: Recipe, config: Mapping[str, Any], kind: Literal["tokens",
     if recipe.task is not None:
         return {}
     found: dict[str, Any] = {"task": Task(kind=kind)}
+    if kind == "answer" and config.get("is_encoder_decoder") and not recipe.output:
+        found["output"] = [Output(name="encoder_last_hidden_state", drop=True)]
     labels = _labels_of(config)
     if kind == "tokens" and labels and recipe.model.labels is None and all(map(_is_label, labels)):
         found["model"] = recipe.model.model_copy(update={"labels": labels})

@@ -8,10 +8,12 @@ from torch.nn.parameter import is_lazy
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.detectors import detector_of, with_rows
+from cpupack.model.encoder_decoders import check_end
 from cpupack.model.library_images import check_images
 from cpupack.model.named_inputs import sizes_of_inputs
 from cpupack.model.one_row import OneRow
 from cpupack.model.open_sizes import open_sizes
+from cpupack.model.padding_side import with_needed_side
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, known_labels
 from cpupack.model.stream_check import check_stream
@@ -71,8 +73,9 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     else:
         sizes = open_sizes(fitted.module, signature, loaded.recipe)
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
-    text = text_input(loaded, signature, progress)
+    text = with_needed_side(text_input(loaded, signature, progress), fitted.module, signature, loaded, progress)
     check_task(task, signature, text)
+    check_end(module, text)
     channels_last = runs_channels_last(fitted.module, signature.inputs)
     signature = with_pads(with_mask(signature, text), text, loaded.recipe.tokenizer)
     return FloatModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,34 @@ def test_gates_on_embeddings_need_embeddings(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(recipe.replace("text:texts.txt", "synthetic") + "min_spearman = 0.99\n")
     with pytest.raises(RecipeError, match=r'min_spearman: compares embeddings; set \[task\] kind = "embedding"'):
         load_recipe(tmp_path / "own.toml")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "roberta", "max_position_embeddings": 14, "pad_token_id": 1}, 12),
+        ({"model_type": "lilt", "max_position_embeddings": 14, "pad_token_id": 1}, 12),
+        ({"model_type": "xmod", "max_position_embeddings": 14, "pad_token_id": 0}, 13),
+        ({"model_type": "bert", "max_position_embeddings": 14, "pad_token_id": 1}, 14),
+        ({"model_type": "t5", "n_positions": 14}, 14),
+    ],
+)
+def test_a_directory_reads_as_many_tokens_as_it_has_positions(
+    tmp_path: Path, config: dict[str, Any], expected: int
+) -> None:
+    """A length of more than the table holds failed in torch, with the index that is out of range."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"vocab_size": VOCABULARY}))
+    write_tokenizer(tmp_path / "model" / "tokenizer.json")
+    (tmp_path / "texts.txt").write_text("cat\n")
+    path = tmp_path / "text.toml"
+    path.write_text(recipe_of("transformers:model"))
+    table = load_recipe(path).recipe.tokenizer
+    assert table is not None
+    assert table.max_length == expected
+    longer = ["tokenizer.max_length=64"]
+    if config["model_type"] == "t5":  # its positions are relative
+        assert load_recipe(path, longer).recipe.input_specs[0].shape == (64,)
+    else:
+        with pytest.raises(RecipeError, match=f"64 tokens, and the model has positions for {expected}"):
+            load_recipe(path, longer)

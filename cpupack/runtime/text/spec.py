@@ -78,10 +78,14 @@ class TokenizerSpec:
 
 @dataclass(frozen=True)
 class TextInput:
-    """How a model takes text: the bytes of its tokenizer.json, and the settings that go with it."""
+    """How a model takes text: the bytes of its tokenizer.json, and the settings that go with it.
+
+    With ``prefers_left`` the side of the padding is the left one only as far as the model needs it.
+    """
 
     file: bytes
     spec: TokenizerSpec
+    prefers_left: bool = False
 
 
 def spec_of(manifest: Manifest) -> TokenizerSpec | None:
