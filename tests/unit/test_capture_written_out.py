@@ -37,6 +37,10 @@ FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
     "clamp by constants": lambda net, x: net.a(x).clamp(net.low, net.low + 0.5),
     "clamp by another tensor": lambda net, x: net.a(x).clamp(max=net.b(x)),
     "maximum with constants": lambda net, x: torch.maximum(net.low, net.a(x)),
+    "fake_quantize": lambda net, x: torch.fake_quantize_per_tensor_affine(net.a(x), 0.04, 3, -60, quant_max=65),
+    "fake_quantize of channels": lambda net, x: net.a(x) + torch.fake_quantize_per_channel_affine(
+        net.b(x), net.low.abs().flatten() / 20, torch.tensor([0, 2, -3, 0]).int(), 1, -80, 80
+    ),
 }  # fmt: skip
 
 

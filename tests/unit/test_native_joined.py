@@ -48,10 +48,16 @@ def best_two(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     return (net.codes(places) * shares.unsqueeze(-1)).sum(1)
 
 
+def nearest_and_farthest(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    found = distances(net, rows)
+    return net.codes(torch.stack([found.argmin(1), found.argmax(1)], 1)).sum(1)
+
+
 JOINED = {
     "the nearest code": nearest,
     "the nearest code by ones and zeros": one_hot,
     "the best two codes": best_two,
+    "places that are joined": nearest_and_farthest,
     "choices": lambda net, rows: torch.where(rows > rows.mean(1, keepdim=True), rows, net.codes.weight[0]),
     "an order": lambda net, rows: rows.sort(1)[0],
     "running sums": lambda net, rows: rows.cumsum(-1) / 4,

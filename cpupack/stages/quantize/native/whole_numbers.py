@@ -16,7 +16,7 @@ from torch import fx
 from cpupack.graph.tags import LARGEST, ROWS_IN
 from cpupack.runtime.tensor_spec import LARGEST_EXACT
 from cpupack.stages.quantize.native.builder import Builder
-from cpupack.stages.quantize.native.calls import argument, shape_of
+from cpupack.stages.quantize.native.calls import argument, parts_of, shape_of
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS, reduced
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.functions import constant_of
@@ -75,7 +75,9 @@ def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
             b.magnitudes[node] = float(math.prod(shape_of(node.all_input_nodes[0])[1:]))
         elif node.target in _EXTREMES and node.meta.get("dtype") in _WHOLE:
             b.magnitudes[node] = largest_of(b, node.all_input_nodes[0])
-        if node.meta.get("dtype") in _WHOLE and node.target not in REDUCTIONS and node.target not in _MOVES:
+        elif node.target is torch.cat and node.meta.get("dtype") in _WHOLE:
+            b.magnitudes[node] = max(largest_of(b, each) for each in parts_of(node))
+        if node.meta.get("dtype") in _WHOLE and node.target not in (*REDUCTIONS, *_MOVES, torch.cat):
             raise b.calls.refusal(node, "with values that are not float32")
         return None
     b.floats.values[node] = make(b, node)
