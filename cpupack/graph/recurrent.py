@@ -43,6 +43,14 @@ class Recurrent(nn.Module):
         return (y, *(each.transpose(0, 1) for each in (last if isinstance(last, tuple) else (last,))))
 
 
+class RecurrentOfSeveral(Recurrent):
+    """A recurrent layer over several sequences of each sample: all tensors have these as their second dimension."""
+
+    def forward(self, x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = super().forward(*(each.flatten(0, 1) for each in (x, *others)))
+        return tuple(each.unflatten(0, x.shape[:2]) for each in found)
+
+
 def run_lengths(layer: Any, x: torch.Tensor, lengths: torch.Tensor, hx: Any = None) -> tuple[torch.Tensor, Any]:
     """Return what torch gives for packed sequences: all hidden values, zeros from each length on, and the last states.
 

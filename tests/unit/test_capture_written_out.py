@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,13 @@ from cpupack.stages.capture.raising import written_out
 from helpers.captured import Net, captured, kinds, random
 from helpers.lowered import needs_kernels
 from helpers.tiny_models import quantized, recipe, run, samples
+
+
+def written(x: torch.Tensor, choose: Callable[[torch.Tensor], torch.Tensor], number: float) -> torch.Tensor:
+    x = x.clone()
+    x[choose(x)] = number
+    return x
+
 
 PLACES = torch.tensor([3, 0, 5, 5, 1, 7, 2, 2])
 FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
@@ -37,6 +45,15 @@ FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
     "clamp by constants": lambda net, x: net.a(x).clamp(net.low, net.low + 0.5),
     "clamp by another tensor": lambda net, x: net.a(x).clamp(max=net.b(x)),
     "maximum with constants": lambda net, x: torch.maximum(net.low, net.a(x)),
+    "x[mask] = number": lambda net, x: written(net.a(x), lambda y: y > 0.3, 0.3),
+    "x[mask] = number, of whole rows": lambda net, x: written(net.a(x), lambda y: y.mean((2, 3)) > 0.0, 1.0),
+    "what is infinite": lambda net, x: written(net.a(x), torch.isinf, 0.0),
+    "what is no number": lambda net, x: written(net.a(x), torch.isnan, -1.0),
+    "what is finite": lambda net, x: torch.isfinite(net.a(x)).float() * 0.3 + net.b(x),
+    "fake_quantize": lambda net, x: torch.fake_quantize_per_tensor_affine(net.a(x), 0.04, 3, -60, quant_max=65),
+    "fake_quantize of channels": lambda net, x: net.a(x) + torch.fake_quantize_per_channel_affine(
+        net.b(x), net.low.abs().flatten() / 20, torch.tensor([0, 2, -3, 0]).int(), 1, -80, 80
+    ),
 }  # fmt: skip
 
 
@@ -58,6 +75,14 @@ def test_no_call_is_left_to_torch(name: str) -> None:
     model, int8 = quantized(module, "native", spec=recipe(quantize={"observer": "minmax"}), data=data)
     assert not [fact for fact in int8.layers if fact.kernel.startswith(("aten", "torch"))]
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > (12.0 if name == "one_hot" else 28.0)
+
+
+@pytest.mark.parametrize("asks", [torch.isinf, torch.isnan, torch.isfinite])
+def test_infinities_and_what_is_no_number_are_told_apart(asks: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    module = Net(lambda net, x: net.a(torch.where(asks(x), 0.5, -0.5)), a=nn.Conv2d(3, 4, 1))
+    graph = captured(module)
+    x = torch.tensor([math.inf, -math.inf, math.nan, 0.0, 1.0, -3e38]).repeat(2, 3, 8, 2)[..., :8]
+    torch.testing.assert_close(graph(x), module(x))
 
 
 def test_other_forms_stay_as_they_are() -> None:

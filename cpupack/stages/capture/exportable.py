@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch._subclasses import fake_tensor
@@ -31,6 +32,7 @@ def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
             _without_looking_at_masks,
             _with_dynamic_len,
             _with_written_out_takes,
+            _with_written_out_rounding,
             _with_broadcast_masks,
         ):
             stack.enter_context(each())
@@ -130,6 +132,42 @@ def _with_written_out_takes() -> Iterator[None]:
     with ExitStack() as stack:
         for owner in (torch, torch.Tensor):
             stack.enter_context(_replaced(owner, "take_along_dim", made(owner.take_along_dim)))
+        yield
+
+
+@contextmanager
+def _with_written_out_rounding() -> Iterator[None]:
+    """Have ``fake_quantize``, as networks trained for INT8 call it, be the arithmetic that it is.
+
+    torch.export knows no shape of its result. torch multiplies with the inverse scale, in float32.
+    """
+
+    def rounded(x: torch.Tensor, scale: Any, zero_point: Any, low: int, high: int) -> torch.Tensor:
+        if isinstance(scale, torch.Tensor):
+            inverse: Any = 1.0 / scale.float()
+        else:
+            inverse = float(np.float32(1) / np.float32(scale))
+        if isinstance(zero_point, torch.Tensor) and zero_point.is_floating_point():
+            codes = torch.round(x * inverse + zero_point)
+        else:
+            codes = torch.round(x * inverse) + zero_point
+        result: torch.Tensor = (codes.clamp(low, high) - zero_point) * scale
+        return result
+
+    def of_channels(
+        x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int, low: int, high: int
+    ) -> torch.Tensor:
+        wide = [-1 if each == axis % x.ndim else 1 for each in range(x.ndim)]
+        return rounded(x, scale.reshape(wide), zero_point.reshape(wide), low, high)
+
+    def named(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        names = {"input": "x", "quant_min": "low", "quant_max": "high"}
+        return lambda *args, **kwargs: function(*args, **{names.get(each, each): kwargs[each] for each in kwargs})
+
+    with (
+        _replaced(torch, "fake_quantize_per_tensor_affine", named(rounded)),
+        _replaced(torch, "fake_quantize_per_channel_affine", named(of_channels)),
+    ):
         yield
 
 

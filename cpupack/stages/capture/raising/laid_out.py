@@ -93,7 +93,21 @@ def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
         raise NotRaised
     scopes = [path for path, _ in r.node.meta.get("nn_module_stack", {}).values()]
     name = ".".join(part for part in (scopes[-1] if scopes else "", r.node.name) if part)
-    return _laid_out(r, torch.full((1, *shape[1:]), float(number)), name)
+    rows = _rows_of_a_sample(r)
+    if rows == 1:
+        return _laid_out(r, torch.full((1, *shape[1:]), float(number)), name)
+    table = r.attribute(torch.full((1, rows, *shape[1:]), float(number)), name)
+    several = r.method("expand", table, r.batch(), *[-1] * len(shape))
+    return r.call(torch.reshape, several, (-1, *shape[1:]))
+
+
+def _rows_of_a_sample(r: Raiser) -> int:
+    """Return how many indices of its first dimension the current call has for each sample of the batch."""
+    batch, own = (each.meta["val"].shape[0].node.expr for each in (r.source, r.node))
+    rows = r.shape()[0] // r.shape(r.source)[0]
+    if own != rows * batch:
+        raise NotRaised
+    return rows
 
 
 def _written_over(r: Raiser, a: dict[str, Any]) -> fx.Node:

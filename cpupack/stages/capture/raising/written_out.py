@@ -239,8 +239,46 @@ def _is_laid_out(r: Raiser, value: Any) -> bool:
     return True
 
 
+def _fill_chosen(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``x[mask] = number``: where a mask is true, the number."""
+    (mask, *others), source, value = a["indices"], a["self"], r.tensor(a["values"])
+    if others or a["accumulate"] or not isinstance(mask, fx.Node) or value is None or value.numel() != 1:
+        raise NotRaised
+    shape, masked = r.shape(source), r.shape(mask)
+    if mask.meta["val"].dtype != torch.bool or masked != shape[: len(masked)] or not r.dynamic(source)[0]:
+        raise NotRaised
+    if r.is_known(mask) or r.dynamic(mask) != r.dynamic(source)[: len(masked)]:
+        raise NotRaised
+    more = len(shape) - len(masked)
+    where = reshaped(r, r.activation(mask), masked, (*masked, *[1] * more), (*r.dynamic(mask), *[False] * more))
+    return r.call(_ATEN.masked_fill.Scalar, r.activation(source), where, value.item(), word="fill")
+
+
+def _is_infinite(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    return r.call(_ATEN.eq.Scalar, _size_of(r, a), math.inf, word="is_infinite")
+
+
+def _is_finite(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    return r.call(_ATEN.lt.Scalar, _size_of(r, a), math.inf, word="is_finite")
+
+
+def _is_no_number(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``isnan``: what is no number does not equal itself."""
+    if not r.is_float(a["self"]):
+        raise NotRaised
+    x = r.activation(a["self"])
+    return r.call(_ATEN.ne.Tensor, x, x, word="is_no_number")
+
+
+def _size_of(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    if not r.is_float(a["self"]):
+        raise NotRaised
+    return r.call(torch.abs, r.activation(a["self"]))
+
+
 HANDLERS: dict[str, Any] = {
     "logsumexp": _log_of_sum, "prod": _product, "tril": _triangle, "triu": _triangle, "one_hot": _classes,
     "diff": _differences, "col2im": _put_back, "index_add": _add_at, "scatter_add": _scatter_add, "cdist": _distances,
-    "_cdist_forward": _distances,
+    "_cdist_forward": _distances, "index_put": _fill_chosen, "isinf": _is_infinite, "isfinite": _is_finite,
+    "isnan": _is_no_number,
 }  # fmt: skip

@@ -12,43 +12,34 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 from torch.fx.node import map_arg
 
 from cpupack.graph.names import core
-from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, BATCH_NORMS, POINTWISE, SHAPES, UNFOLD
-from cpupack.stages.quantize.native.batch_constants import FILLS, lay_out_in_front, turn_constants, turned
+from cpupack.graph.recurrent import Recurrent, RecurrentOfSeveral
+from cpupack.graph.vocabulary import BATCH_NORMS, SHAPES, UNFOLD
+from cpupack.stages.quantize.native.batch_constants import lay_out_in_front
 from cpupack.stages.quantize.native.frames import join_turns, over_frames, run_over_frames
+from cpupack.stages.quantize.native.moved_calls import (
+    FIRST,
+    Batch,
+    expand_moved,
+    goes_along_moved,
+    moved_axis,
+    reduce_moved,
+    reduces,
+    works_moved,
+)
 from cpupack.stages.quantize.native.rearrangement import Rearrangement, turn_around
 
 _MOVES = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
-_OF_ALIKE = (*ARITHMETIC, torch.matmul, F.scaled_dot_product_attention)
-_MOST_REFLECTED = 4
-"""torch pads three dimensions at most with anything but a constant, and a moved tensor has one more."""
-_REDUCTIONS = {torch.mean: 1, torch.sum: 1, torch.amax: 1, torch.amin: 1, torch.ops.aten.linalg_vector_norm.default: 2}
-"""Which argument has the dimensions that are reduced."""
-
-
-class _Batch(NamedTuple):
-    """Where a model has the batch: dimension ``axis`` has ``indices`` for each sample.
-
-    Those of a sample are together, or with ``rounds`` the samples take turns: in each round some indices of each.
-    """
-
-    axis: int
-    indices: int
-    rounds: int = 1
-
-
-_FIRST = _Batch(0, 1)
 
 
 class _Forms(NamedTuple):
     """Where each tensor has the batch in the model (None: in no one dimension); which tensors have it in front now."""
 
-    given: dict[fx.Node, _Batch | None]
-    moved: dict[fx.Node, _Batch]
+    given: dict[fx.Node, Batch | None]
+    moved: dict[fx.Node, Batch]
     shapes: dict[fx.Node, tuple[int, ...]]
 
 
@@ -58,7 +49,7 @@ def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...])
     Calls keep their names. Every call gives the same values, if need be in another shape.
     """
     forms = _batches(graph, *input_shapes)
-    if all(each == _FIRST for each in forms.given.values()):
+    if all(each == FIRST for each in forms.given.values()):
         return
     for node in list(graph.graph.nodes):
         if node.op in {"placeholder", "get_attr"}:
@@ -67,8 +58,12 @@ def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...])
             _move(graph, node, forms)
         elif any(each in forms.moved for each in node.all_input_nodes):
             _compute(graph, node, forms)
-        elif (batch := forms.given.get(node)) and batch.indices == 1 and lay_out_in_front(graph, node, batch.axis):
-            forms.moved[node] = batch
+        elif (batch := forms.given.get(node)) and batch.axis > 0 and batch.indices == 1:
+            read = forms.given.get(node.all_input_nodes[0]) if node.all_input_nodes else None
+            if lay_out_in_front(graph, node, batch.axis) or (
+                read == FIRST and expand_moved(graph, node, FIRST, forms.shapes)
+            ):
+                forms.moved[node] = batch
     join_turns(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -82,12 +77,12 @@ def _batches(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> _Forms:
         with torch.inference_mode():
             record.run(*(torch.zeros(count, *shape) for shape in input_shapes))
         shapes.append(record.shapes)
-    found: dict[fx.Node, _Batch | None] = {}
+    found: dict[fx.Node, Batch | None] = {}
     for node, two in shapes[0].items():
         three = shapes[1][node]
         differ = [axis for axis in range(len(two)) if len(two) == len(three) and two[axis] != three[axis]]
         one = len(differ) == 1 and two[differ[0]] * 3 == three[differ[0]] * 2
-        found[node] = _Batch(differ[0], two[differ[0]] // 2) if one else None
+        found[node] = Batch(differ[0], two[differ[0]] // 2) if one else None
     return _Forms(found, {}, shapes[0])
 
 
@@ -123,14 +118,14 @@ def _move(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     calls: list[tuple[Any, tuple[Any, ...]]] = [(node.target, node.args[1:])]
     if before is not None:
         calls.insert(0, (_back, before))
-    if after is not None and after != _FIRST and (before is not None or forms.given.get(source) == _FIRST):
+    if after is not None and after != FIRST and (before is not None or forms.given.get(source) == FIRST):
         calls.append((_forward, after))
         forms.moved[node] = after
     if len(calls) > 1:
         _replace(graph, node, source, calls)
 
 
-def _found_batch(node: fx.Node, source: fx.Node, forms: _Forms) -> _Batch | None:
+def _found_batch(node: fx.Node, source: fx.Node, forms: _Forms) -> Batch | None:
     """Return where a call that moves values has the batch: what it does to the numbers of two samples tells."""
     after, before = forms.given.get(node), forms.given.get(source)
     if after is None or before is None or node.target is torch.chunk:
@@ -151,7 +146,7 @@ def _found_batch(node: fx.Node, source: fx.Node, forms: _Forms) -> _Batch | None
     return None
 
 
-def _laid_out(samples: torch.Tensor, batch: _Batch) -> torch.Tensor:
+def _laid_out(samples: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return the number of the sample to which each index belongs."""
     return samples.repeat_interleave(batch.indices // batch.rounds).repeat(batch.rounds)
 
@@ -166,7 +161,7 @@ def _chunk(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: _Forms)
     if axis == before.axis:
         node.args = (_whole(graph, node, source, forms), *node.args[1:])
         return
-    node.args = (source, node.args[1], _moved_axis(axis, before))
+    node.args = (source, node.args[1], moved_axis(axis, before))
     for part in node.users:
         forms.moved[part] = before
 
@@ -198,22 +193,28 @@ def _back(x: torch.Tensor, axis: int, indices: int, rounds: int) -> torch.Tensor
     return x.movedim(0, axis)
 
 
-def _moved_axis(axis: int, batch: _Batch) -> int:
-    """Return where another dimension is when the batch is in front."""
-    return (axis + 1 if axis < batch.axis else axis) + (batch.indices > 1)
-
-
 def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     """Leave a call as it is where it may read moved tensors; else have it read them as the model has them."""
     batch = forms.given.get(node)
-    read = next((forms.moved[each] for each in node.all_input_nodes if each in forms.moved), _FIRST)
-    if _reduces(node) and batch is not None and batch.indices == read.indices and _reduce_moved(node, read):
+    read = next((forms.moved[each] for each in node.all_input_nodes if each in forms.moved), FIRST)
+    if reduces(node) and batch is not None and batch.indices == read.indices and reduce_moved(node, read):
         after = forms.given[node] = batch._replace(rounds=read.rounds)
-        if after[:2] != _FIRST[:2]:
+        if after[:2] != FIRST[:2]:
             forms.moved[node] = after
         return
-    if node.op != "output" and batch is not None and batch[:2] == read[:2] and _works_moved(graph, node, forms, read):
+    computes = node.op != "output" and batch is not None and batch[:2] == read[:2]
+    if computes and works_moved(graph, node, forms.moved, read):
         forms.given[node] = forms.moved[node] = read
+        return
+    several = node not in forms.given  # results, each of which has the batch
+    if (several or (batch is not None and batch[:2] == read[:2])) and (
+        goes_along_moved(node, forms.moved, read) or _recurs_over_several(graph, node, forms, read)
+    ):
+        for each in node.users if several else [node]:
+            forms.given[each] = forms.moved[each] = read
+        return
+    if batch is not None and batch.indices == read.indices and expand_moved(graph, node, read, forms.shapes):
+        forms.given[node] = forms.moved[node] = batch._replace(rounds=read.rounds)
         return
     if _norms_rows(graph, node, read):
         _norm_channels(graph, node, read, forms)
@@ -235,7 +236,7 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     node.kwargs = map_arg(node.kwargs, lambda each: replaced.get(each, each))
 
 
-def _picks(node: fx.Node, batch: _Batch) -> bool:
+def _picks(node: fx.Node, batch: Batch) -> bool:
     """Have a selection at constant places behind the batch read a moved tensor; False if it is another call."""
     if node.target is not torch.ops.aten.index.Tensor or batch.axis != 0 or batch.indices == 1:
         return False
@@ -247,84 +248,33 @@ def _picks(node: fx.Node, batch: _Batch) -> bool:
     return True
 
 
-def _layer_over_frames(graph: fx.GraphModule, node: fx.Node, batch: _Batch) -> nn.Module | None:
+def _layer_over_frames(graph: fx.GraphModule, node: fx.Node, batch: Batch) -> nn.Module | None:
     """Return a layer of images or signals as one of a dimension more, where its batch has several of each sample."""
     if node.op != "call_module" or node.meta.get("rank") not in {3, 4} or batch.axis != 0 or batch.indices == 1:
         return None
     return over_frames(graph.get_submodule(str(node.target)))
 
 
-def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Batch) -> bool:
-    read = [each for each in node.all_input_nodes if each.op != "get_attr"]
-    if any(forms.moved.get(each) != batch for each in read):
+def _recurs_over_several(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: Batch) -> bool:
+    """Have a recurrent layer run over several sequences of each sample, as over the letters of words."""
+    layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(layer, Recurrent) or batch.axis != 0 or batch.indices == 1:
         return False
-    rank: int = node.meta.get("rank", 0)
-    behind = rank - 1 - batch.axis  # dimensions that stay where they are, from the last one on
-    constants = {each: _tensor(graph, each) for each in node.all_input_nodes if each.op == "get_attr"}
-    apart = {
-        each: value for each, value in constants.items() if value.ndim > behind and not _spares(value, rank, batch)
-    }
-    if apart:
-        front = {each: turned(value, rank, batch.axis, batch.indices) for each, value in apart.items()}
-        fitting = {each: value for each, value in front.items() if value is not None}
-        alike = all(each.meta.get("rank") == rank for each in read)
-        if node.target not in ARITHMETIC or len(fitting) < len(apart) or not alike:
-            return False
-        turn_constants(graph, node, fitting)
-        return True
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        kind = type(core(module))
-        if kind in (nn.Softmax, nn.LogSoftmax):
-            dimension: Any = module.dim
-            return isinstance(dimension, int) and -behind <= dimension < 0
-        if kind in (nn.LayerNorm, nn.RMSNorm):
-            sizes: Any = module.normalized_shape
-            return bool(len(sizes) <= behind)
-        if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-            return False
-        return kind in ACTIVATIONS or (kind is nn.Linear and behind > 0)
-    if node.target in POINTWISE or node.target in FILLS:
-        return True
-    if node.target is F.pad:
-        return _pads_moved(node, behind, batch)
-    if node.target is torch.cat:
-        return _joins_moved(node, rank, batch)
-    products = node.target in (torch.matmul, F.scaled_dot_product_attention)
-    alike = all(each.meta.get("rank") == rank for each in read)
-    return node.target in _OF_ALIKE and alike and (behind > 1 or not products)
-
-
-def _pads_moved(node: fx.Node, behind: int, batch: _Batch) -> bool:
-    """Have a padding of dimensions after the batch's pad these where they are now."""
-    pads: Any = node.args[1]
-    if node.kwargs or len(pads) > 2 * behind or not all(isinstance(each, int) for each in pads):
+    if any(forms.moved.get(each) != batch for each in node.all_input_nodes):
         return False
-    mode = node.args[2] if len(node.args) > 2 else "constant"
-    if mode != "constant" and batch.indices > 1:
-        if len(pads) > _MOST_REFLECTED:
-            return False
-        node.args = (node.args[0], [*pads, 0, 0], *node.args[2:])  # torch wants all of them named
+    node.target = f"{node.name}_of_several"
+    graph.add_submodule(node.target, RecurrentOfSeveral(layer.layer, has_lengths=layer.has_lengths).eval())
     return True
 
 
-def _joins_moved(node: fx.Node, rank: int, batch: _Batch) -> bool:
-    """Have a concatenation of tensors that all were moved join them along the dimension that it has there now."""
-    axis: Any = node.args[1] if len(node.args) > 1 else 0
-    if node.kwargs or axis % rank == batch.axis or any(each.op == "get_attr" for each in node.all_input_nodes):
-        return False
-    node.args = (node.args[0], _moved_axis(axis % rank, batch))
-    return True
-
-
-def _norms_rows(graph: fx.GraphModule, node: fx.Node, batch: _Batch) -> bool:
+def _norms_rows(graph: fx.GraphModule, node: fx.Node, batch: Batch) -> bool:
     """Whether a call is a BatchNorm of ``(batch * indices, channels)``."""
     if node.op != "call_module" or node.meta.get("rank") != 2 or batch.axis != 0 or batch.indices == 1:
         return False
     return isinstance(core(graph.get_submodule(str(node.target))), nn.BatchNorm1d)
 
 
-def _norm_channels(graph: fx.GraphModule, node: fx.Node, batch: _Batch, forms: _Forms) -> None:
+def _norm_channels(graph: fx.GraphModule, node: fx.Node, batch: Batch, forms: _Forms) -> None:
     """Have a BatchNorm of rows read ``(batch, channels, indices)``."""
     _, rows = turn_around(graph, node, f"rearrangement_{node.name}")
     forms.given[rows] = forms.moved[rows] = batch
@@ -360,38 +310,6 @@ def _constant(graph: fx.GraphModule, node: fx.Node, word: str, value: torch.Tens
     graph.register_buffer(name, value.detach().float())
     with graph.graph.inserting_before(node):
         return graph.graph.get_attr(name)
-
-
-def _spares(constant: torch.Tensor, rank: int, batch: _Batch) -> bool:
-    """Whether a constant has one index along the batch's dimension, which is the first one."""
-    return batch.axis == 0 and (constant.ndim < rank or (constant.ndim == rank and constant.shape[0] == 1))
-
-
-def _reduces(node: fx.Node) -> bool:
-    place = _REDUCTIONS.get(node.target)
-    return place is not None and not node.kwargs and len(node.args) > place and len(node.all_input_nodes) == 1
-
-
-def _reduce_moved(node: fx.Node, batch: _Batch) -> bool:
-    """Have a reduction go over the same dimensions where they are now; False where the batch is one of them."""
-    place = _REDUCTIONS[node.target]
-    axes: Any = node.args[place]
-    (source,) = node.all_input_nodes
-    rank = source.meta["rank"]
-    given = [each % rank for each in ([axes] if isinstance(axes, int) else axes or range(rank))]
-    if batch.axis in given:
-        return False
-    moved = [_moved_axis(each, batch) for each in given]
-    node.args = (*node.args[:place], moved, *node.args[place + 1 :])
-    return True
-
-
-def _tensor(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-    found: Any = graph
-    for name in str(node.target).split("."):
-        found = getattr(found, name)
-    assert isinstance(found, torch.Tensor)
-    return found
 
 
 def _whole(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: _Forms) -> fx.Node:

@@ -175,6 +175,7 @@ class Program:
             row["fill"] = each.fill or 0
             row["offset"], row["sample_bytes"] = offset, each.sample_bytes
         constants = bytearray()
+        of_recurrences: dict[bytes, int] = {}
         layers = np.zeros(len(self.layers), LAYER)
         for row, layer in zip(layers, self.layers, strict=True):
             for name in ("kernel", "stride", "dilation"):
@@ -185,10 +186,18 @@ class Program:
             for name, value in layer.fields.items():
                 row[name] = value
             for name, array in layer.constants.items():
+                values = np.ascontiguousarray(array).tobytes()
+                if layer.op is Op.RECURRENT:  # each step of a loop over a cell is a layer, with the same weights
+                    known = of_recurrences.setdefault(values, -1)
+                    if known >= 0:
+                        row[name] = known
+                        continue
                 constants += bytes(-len(constants) % len(self.filler))
                 constants += self.filler * (-len(constants) % _ALIGNMENT // len(self.filler))
                 row[name] = len(constants)
-                constants += np.ascontiguousarray(array).tobytes()
+                if layer.op is Op.RECURRENT:
+                    of_recurrences[values] = len(constants)
+                constants += values
         header = np.zeros(1, HEADER)
         before = HEADER.itemsize + buffers.nbytes + layers.nbytes
         header["magic"], header["version"] = MAGIC, VERSION

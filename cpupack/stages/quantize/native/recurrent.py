@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from cpupack.graph.recurrent import Recurrent
+from cpupack.graph.recurrent import Recurrent, RecurrentOfSeveral
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls
-from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, can_have_words, fits
 from cpupack.stages.quantize.native.tell import tell_recurrent
 from cpupack.stages.quantize.native.walks import Fixed, View
@@ -39,17 +39,37 @@ def recur(b: Builder, node: fx.Node) -> None:
     words = left < LEAST_SQNR_DB[module.kind] and all(can_have_words(each) for each in directions)
     if not fits(kind, directions[0], words=words):
         raise b.calls.refusal(node, "of so many units")
-    x, *others = node.args
-    assert isinstance(x, fx.Node)
+    x, *others = (b.floats.view(as_floats(b, each, node)) for each in node.args)  # type: ignore[arg-type]  # nodes
     lengths, states = (others[0], others[1:]) if module.has_lengths else (None, others)
-    first = _joined(b, states, node)
-    if lengths is not None:
-        first = _with_length(b, first, lengths, node, _state_size(kind, directions))
-    y, last, cells, sqnr_db = b.floats.recur(
-        b.floats.view(as_floats(b, x, node)), kind, directions, first, words=words, lengths=lengths is not None
-    )
-    b.float_tuples[node] = (y, last) if cells is None else (y, last, cells)
+    several = isinstance(module, RecurrentOfSeveral)
+    results = []
+    for number in range(x.shape[0] if several else 1):
+        own = [_sequence(each, number) if several else each for each in (x, *states)]
+        sequence, first = own[0], _joined(b, own[1:])
+        if several or (sequence.shape[0] == 1 and sequence.first):
+            # At the start of a buffer. Then all sequences, or all steps of a loop over a cell, have the same
+            # constants, and the program has these once.
+            sequence = b.floats.map(b.floats.new(sequence.shape), sequence)
+        if lengths is not None:
+            length = _sequence(lengths, number) if several else lengths
+            first = _with_length(b, first, length, _state_size(kind, directions))
+        *found, sqnr_db = b.floats.recur(sequence, kind, directions, first, words=words, lengths=lengths is not None)
+        results.append([each for each in found if each is not None])
+    b.float_tuples[node] = tuple(_stacked(b, each) if several else each[0] for each in zip(*results, strict=True))
     tell_recurrent(b, node, module.kind, sqnr_db, words=words)
+
+
+def _sequence(view: View, number: int) -> View:
+    """Return what one of several sequences has."""
+    return View(view.buffer, view.shape[1:], view.steps[1:], view.first + number * view.steps[0])
+
+
+def _stacked(b: Builder, views: Sequence[View]) -> View:
+    """Return the results of all sequences as one tensor."""
+    whole = b.floats.new((len(views), *views[0].shape))
+    for number, view in enumerate(views):
+        b.floats.map(_sequence(whole, number), view)
+    return whole
 
 
 def part_of(b: Builder, node: fx.Node) -> None:
@@ -60,11 +80,10 @@ def part_of(b: Builder, node: fx.Node) -> None:
     b.floats.values[node] = b.float_tuples[source][number]
 
 
-def _joined(b: Builder, states: list[Any], reader: fx.Node) -> Operand | None:
+def _joined(b: Builder, views: list[View]) -> View | None:
     """Return the first states as one vector: hidden values of each direction, then cell values."""
-    if not states:
+    if not views:
         return None
-    views = [b.floats.view(as_floats(b, each, reader)) for each in states]
     if len(views) == 1:
         return views[0]
     whole = b.floats.new((sum(each.size for each in views),))
@@ -76,7 +95,7 @@ def _joined(b: Builder, states: list[Any], reader: fx.Node) -> Operand | None:
     return whole
 
 
-def _with_length(b: Builder, states: Operand | None, lengths: Any, reader: fx.Node, size: int) -> Operand:
+def _with_length(b: Builder, states: View | None, length: View, size: int) -> View:
     """Return a vector of the first states, zeros without, and the length of the sequence."""
     whole = b.floats.new((size + 1,))
     if states is None:
@@ -84,7 +103,6 @@ def _with_length(b: Builder, states: Operand | None, lengths: Any, reader: fx.No
     else:
         own = b.floats.side_by_side(states)
         b.floats.map(View(whole.buffer, (size,), (1,), 0), View(own.buffer, (size,), (1,), own.first))
-    length = b.floats.view(as_floats(b, lengths, reader))
     b.floats.map(View(whole.buffer, (1,), (1,), size), View(length.buffer, (1,), (1,), length.first))
     return whole
 
