@@ -4,7 +4,7 @@
 # make lint      check formatting, style and types of Python, and the formatting of C
 # make fast      run the tests that take seconds each (minutes in all)
 # make slow      run the tests that build wheels and install them
-# make night     run what takes too long for `make test`: more cases of the slow tests, and Ray's clusters
+# make night     run what takes too long for `make test`: more cases of the slow tests, and clusters of Ray
 # make peers     install the engines of `cpupack compare` and what text models need, for `make test` and `make bench`
 # make kernels   compile kernels/ again after a change
 # make sanitize  run the tests of the kernels with gcc's address and undefined-behaviour sanitizers (apt: gcc g++)
@@ -127,9 +127,15 @@ fast: $(READY) $(KERNELS)
 	$(call PYTEST,$(WORKERS)) -m "not slow"
 
 # The files that have one: each worker takes 20 s to import all the others.
-slow night: $(READY) $(KERNELS)
+SLOW = $(call PYTEST,$(SLOW_WORKERS)) $(or $(shell grep -rl --include='test_*.py' 'mark\.slow' tests),$(error no slow tests))
+
+slow: $(READY) $(KERNELS)
 	$(COMPILE)
-	$(call PYTEST,$(SLOW_WORKERS)) -m $(if $(filter night,$@),night,"slow and not night") $(or $(shell grep -rl --include='test_*.py' 'mark\.slow' tests),$(error no slow tests))
+	$(SLOW) -m "slow and not night"
+
+night: $(READY) $(KERNELS)
+	$(COMPILE)
+	$(SLOW) -m night
 
 # What cannot be had is said and skipped; kernels/check.py says what each needs. CHECK_ARGS="--required" fails then.
 CHECK = $(BIN)/python kernels/check.py $@ --workers $(WORKERS) --pip-args="$(PIP_ARGS)" $(CHECK_ARGS)

@@ -217,7 +217,7 @@ class CalibratedModel:
     same tensor for all layers that read the same. ``grid`` is the length of a sample, and how many values a stored row
     of a constant has that is for pairs of positions, so that the programs of all lengths can share it; None for rows
     side by side. ``choices`` are those of the ``NativeModel`` of another size, whose program is to differ in numbers
-    alone.
+    alone, and ``tables`` constants of the largest size, by layer, which the programs of all sizes can share.
     """
 
     fused: FusedModel
@@ -229,6 +229,7 @@ class CalibratedModel:
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
     choices: Mapping[Any, int] | None = None
+    tables: Mapping[int, npt.NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from cpupack.accuracy import FloatArray
 from cpupack.artifacts import CalibratedModel, Contender, QuantizedModel, Samples
@@ -23,6 +24,7 @@ from cpupack.errors import QuantizationError, VerificationError
 from cpupack.graph.native_model import NativeModel
 from cpupack.model.one_row import OneRow
 from cpupack.model.open_sizes import output_shapes
+from cpupack.model.user_code import describe_failure
 from cpupack.pipeline.again import capture_again
 from cpupack.pipeline.contest import Settled
 from cpupack.pipeline.corrections import Corrections
@@ -39,7 +41,14 @@ from cpupack.runtime.signature import Signature, worst_sqnr_db
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_places
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import Lowered, check_sides, same_program, sizes_of
+from cpupack.stages.quantize.native.sizes import (
+    GrowingTablesError,
+    Lowered,
+    check_sides,
+    same_program,
+    sizes_of,
+    tables_of,
+)
 from cpupack.stages.script import script
 from cpupack.targets import Target
 
@@ -80,13 +89,14 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
     model = _OpenModel(prepared, recipe, sizes, corrected, target, module.choices)
     try:
-        probed = _probed(model, probes(typical, sizes), progress)
-    except QuantizationError as refusal:
-        # At the least sizes a dimension of one position is none, and lists that are apart lie together: the programs of
-        # larger ones may still tell how they change.
-        probed = _probed_above(model, typical, progress, refusal)
-    if not same_program(probed.lowered[0].program, module.get_buffer("program").numpy().tobytes()):
+        probed = _probed_anywhere(model, typical, progress)
+    except GrowingTablesError as growing:  # as positions that are cut to the length
+        largest = model.lowered(model.at(sizes.most))
+        model = dataclasses.replace(model, tables=tables_of(_lowered_of(largest, sizes.most, sizes), growing.layers))
+        probed = _probed_anywhere(model, typical, progress)
+    if model.tables is None and not same_program(probed.lowered[0].program, program_of(module)):
         raise QuantizationError("the model was lowered twice to different programs: please report this")
+    module = probed.typical
     opened = dataclasses.replace(winner.quantized, module=module.with_sizes(probed.known))
     sample = prepared.reference.samples.spread(1).tensor(slice(None))
     scripted = script(opened, prepared.model.input_shape, winner.scripted.path, sample)
@@ -111,39 +121,56 @@ class _OpenModel:
     corrected: CalibratedModel
     target: Target
     choices: Mapping[Any, int]
+    tables: Mapping[int, npt.NDArray[np.float32]] | None = None
 
     def at(self, size: Size) -> _AtSize:
         return _at(self.prepared, self.recipe, size, self.corrected)
 
-    def lowered(self, at: _AtSize) -> Lowered:
-        calibrated = dataclasses.replace(at.calibrated, choices=self.choices)
-        quantized = quantize(calibrated, at.module, at.recipe, self.target, frozenset())
-        return _lowered_of(quantized, at.size, self.sizes)
+    def lowered(self, at: _AtSize) -> QuantizedModel:
+        calibrated = dataclasses.replace(at.calibrated, choices=self.choices, tables=self.tables)
+        return quantize(calibrated, at.module, at.recipe, self.target, frozenset())
 
 
 @dataclass(frozen=True)
 class _Probed:
     """The programs of some sizes, the last of which is there to check by, and how they change.
 
-    ``least`` is the model for the least size, where that was not among those that are asked.
+    ``typical`` is the model of the first one, ``least`` that for the least size where it was not among those asked.
     """
 
     asked: list[Size]
     lowered: list[Lowered]
+    typical: NativeModel
     last: _AtSize
     known: Sizes
     least: _AtSize | None = None
 
 
+def _probed_anywhere(model: _OpenModel, typical: Size, progress: Progress) -> _Probed:
+    """Lower the model at sizes that tell how its program changes. Raises QuantizationError where none do."""
+    try:
+        return _probed(model, probes(typical, model.sizes), progress)
+    except GrowingTablesError:
+        raise
+    except QuantizationError as refusal:
+        # At the least sizes a dimension of one position is none, and lists that are apart lie together: the programs of
+        # larger ones may still tell how they change.
+        return _probed_above(model, typical, progress, refusal)
+
+
 def _probed(model: _OpenModel, asked: list[Size], progress: Progress) -> _Probed:
     """Lower the model at sizes. Raises QuantizationError where their programs do not tell how they change."""
-    lowered, last = [], None
+    lowered, modules, last = [], list[nn.Module](), None
     for number, size in enumerate(asked):
         last = model.at(size)
-        lowered.append(model.lowered(last))
+        quantized = model.lowered(last)
+        lowered.append(_lowered_of(quantized, size, model.sizes))
+        modules.append(quantized.module)
         progress.step(number + 1, len(asked), "sizes")
+    known = sizes_of(lowered[:-1] if len(lowered) > 2 else lowered, model.sizes)
     assert last is not None
-    return _Probed(asked, lowered, last, sizes_of(lowered[:-1] if len(lowered) > 2 else lowered, model.sizes))
+    assert isinstance(modules[0], NativeModel)
+    return _Probed(asked, lowered, modules[0], last, known)
 
 
 def _probed_above(model: _OpenModel, typical: Size, progress: Progress, refusal: QuantizationError) -> _Probed:
@@ -156,6 +183,8 @@ def _probed_above(model: _OpenModel, typical: Size, progress: Progress, refusal:
         )
         try:
             probed = _probed(model, probes(typical, dataclasses.replace(sizes, least=floor)), progress)
+        except GrowingTablesError:
+            raise
         except QuantizationError:
             continue
         return dataclasses.replace(probed, least=model.at(sizes.least))
@@ -195,8 +224,14 @@ def _at(prepared: Prepared, recipe: Recipe, size: Size, corrected: CalibratedMod
     if isinstance(model.module, OneRow):
         model = dataclasses.replace(model, module=model.module.with_inputs(inputs).eval())
     batch = some.tensor(slice(None))
-    with torch.inference_mode():
-        answers = model.module(batch.clone()).numpy()
+    try:
+        with torch.inference_mode():
+            answers = model.module(batch.clone()).numpy()
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise QuantizationError(
+            f"[sizes]: the model fails for inputs of {prepared.model.sizes.size_text(size)}: {describe_failure(error)}",
+            hint="set min and max to sizes that it takes",
+        ) from error
     shapes = output_shapes(model.module, batch)
     assert model.sizes is not None
     if model.sizes.outputs and shapes != list(model.sizes.shapes(size)):
@@ -252,7 +287,12 @@ def _lowered_of(quantized: QuantizedModel, size: Size, sizes: OpenSizes) -> Lowe
             hint="set [sizes] min to larger sizes",
         )
     counts = tuple(side // step for side, step in zip(size, sizes.multiple, strict=True))
-    return Lowered(counts, module.get_buffer("program").numpy().tobytes(), module.result_shape)
+    return Lowered(counts, program_of(module), module.result_shape)
+
+
+def program_of(module: NativeModel) -> bytes:
+    """Return the program of a model."""
+    return module.get_buffer("program").numpy().tobytes()
 
 
 def least_db(recipe: Recipe, *, random: bool) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,7 +18,7 @@ from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import Lowered, sizes_of
+from cpupack.stages.quantize.native.sizes import GrowingTablesError, Lowered, sizes_of, tables_of
 from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
 
 TYPICAL = 16
@@ -75,11 +77,28 @@ class Attended(nn.Module):
         return result
 
 
+class Positioned(nn.Module):
+    """A table of positions, cut to the length, as of transformers over frames; and one that is picked from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.register_buffer("waves", torch.sin(torch.arange(60.0)[:, None] / torch.arange(1.0, 17.0)))
+        self.learned = nn.Parameter(torch.randn(60, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x) + self.get_buffer("waves")[: x.shape[1]])
+        x = x + self.learned[torch.arange(x.shape[1])]
+        result: torch.Tensor = self.last(x.softmax(2).mean(1))
+        return result
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {
     "pooled": (Pooled, (8, 0), 4),
     "levels": (Levels, (8, 0), 2),
     "tagger": (Tagger, (0, 8), 1),
     "attended": (Attended, (0, 8), 1),
+    "positioned": (Positioned, (0, 8), 1),
 }
 """Each with the shape of a sample, 0 for the length, and the step of its lengths."""
 
@@ -91,6 +110,7 @@ class Open:
     model: FloatModel
     stats: CalibratedModel
     sizes: OpenSizes
+    tables: Mapping[int, npt.NDArray[np.float32]] | None = None
 
     def at(self, length: int) -> NativeModel:
         """Return the net lowered for a length."""
@@ -98,7 +118,8 @@ class Open:
         spec = recipe(shape, quantize={"observer": "minmax"})
         model = float_model(self.model.module, shape)
         fused = fuse_model(model, spec, Recorder(), samples(shape, 2))
-        module = quantize(dataclasses.replace(self.stats, fused=fused), model.module, spec, target("native")).module
+        stats = dataclasses.replace(self.stats, fused=fused, tables=self.tables)
+        module = quantize(stats, model.module, spec, target("native")).module
         assert isinstance(module, NativeModel)
         return module
 
@@ -119,4 +140,8 @@ def opened(name: str) -> tuple[Open, Sizes]:
     model, stats = calibrated(make().eval(), recipe(typical, quantize={"observer": "minmax"}), samples(typical))
     net = Open(model, stats, sizes)
     asked = probes((1, typical[axis]), sizes)
+    try:
+        return net, sizes_of([net.lowered(length) for _, length in asked[:-1]], sizes)
+    except GrowingTablesError as growing:
+        net = dataclasses.replace(net, tables=tables_of(net.lowered(sizes.most[1]), growing.layers))
     return net, sizes_of([net.lowered(length) for _, length in asked[:-1]], sizes)

@@ -17,7 +17,7 @@ from cpupack.graph.vocabulary import BATCH_NORMS, MAX_POOLS
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
-from cpupack.stages.quantize.native.choices import Choices, Made, Way
+from cpupack.stages.quantize.native.choices import Choices, Made, Tables, Way
 from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.functions import highest_result, table_of
 from cpupack.stages.quantize.native.ledger import Ledger
@@ -81,6 +81,7 @@ class Builder:
         forms: Mapping[str, Forms] | None = None,
         grid: Grid | None = None,
         choices: Made | None = None,
+        tables: Tables | None = None,
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -93,7 +94,7 @@ class Builder:
         self.left_by_positions: set[fx.Node] = set()
         self.images: set[fx.Node] = set()
         self.borders: dict[fx.Node, tuple[Pair, Pair, Pair]] = {}
-        self.choices = Choices(self.program, choices)
+        self.choices = Choices(self.program, choices, tables)
         if grid is not None:
             self.program.filler = UNUSED.tobytes()
         self.floats = Floats(self.program, grid, self.choices)

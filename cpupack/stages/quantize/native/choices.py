@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
+import numpy as np
+import numpy.typing as npt
+
 from cpupack.stages.quantize.native.program import Program
 
 
@@ -22,18 +25,29 @@ class Way(Enum):
 
 Made = Mapping[tuple[Way, int], int]
 """What was chosen, by the place of the layer that was next."""
+Tables = Mapping[int, npt.NDArray[np.float32]]
 
 
 class Choices:
-    """The choices of a program. Those that are ``given`` come before its own."""
+    """The choices of a program. Those that are ``given`` come before its own.
 
-    def __init__(self, program: Program, given: Made | None = None) -> None:
+    ``tables`` are constants of the largest size, by the place of their layer: others store these in place of their own
+    first values.
+    """
+
+    def __init__(self, program: Program, given: Made | None = None, tables: Tables | None = None) -> None:
         self.made: dict[tuple[Way, int], int] = {}
-        self._program, self._given = program, given or {}
+        self._program, self._given, self._tables = program, given or {}, tables or {}
 
     def given(self, way: Way) -> int | None:
         """Return what is given for the next layer."""
         return self._given.get((way, len(self._program.layers)))
+
+    def whole(self, array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return what the next layer stores for a constant."""
+        table = self._tables.get(len(self._program.layers))
+        longer = table is not None and len(table) >= array.size and np.array_equal(table[: array.size], array.ravel())
+        return table if table is not None and longer else array
 
     def keep(self, way: Way, chosen: int) -> int:
         """Keep what was chosen for the next layer, and return it."""

@@ -103,7 +103,8 @@ class Floats:
         number = -1
         if isinstance(second, Fixed):
             flags |= Flag.CONSTANT
-            constants["scales"], view = second.stored(out.shape, self.grid)
+            array, view = second.stored(out.shape, self.grid)
+            constants["scales"] = self.choices.whole(array)
             views.append(view)
         elif second is not None:
             views.append(second.expanded(out.shape))

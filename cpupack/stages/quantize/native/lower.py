@@ -165,6 +165,7 @@ def _lower_segment(
         forms=plan.forms,
         grid=None if calibrated.grid is None else Grid(*calibrated.grid),
         choices=calibrated.choices,
+        tables=calibrated.tables,
     )
     builder.quantizes = functools.partial(as_codes, builder)
     originals = {node.name: node for node in segment.nodes}

@@ -40,6 +40,7 @@ Bytes = npt.NDArray[np.uint8]
 _PLANNED = {"offset", "sample_bytes"}
 """What the runner computes itself."""
 _FLOATS = ("scale", "scale2")
+_ALIGNED = 64
 _USED = {
     Op.CONV: ("weights", "scales", "biases", "table"),
     Op.DEPTHWISE: ("weights", "scales", "biases", "table"),
@@ -76,10 +77,19 @@ class Lowered:
         return header, whole[HEADER.itemsize : first].view(BUFFER), layers, whole[int(header["constants"][0]) :]
 
 
+class GrowingTablesError(QuantizationError):
+    """Constants of ``layers`` are those of the largest size cut off: with that one's, all sizes can share them."""
+
+    def __init__(self, layers: Sequence[int], refusal: QuantizationError) -> None:
+        super().__init__(str(refusal.message), hint=refusal.hint)
+        self.layers = tuple(layers)
+
+
 def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
     """Return how a program changes, from the same model at several sizes, the first of which is the one that is stored.
 
-    Raises QuantizationError for what no program for any size could have.
+    Raises QuantizationError for what no program for any size could have, GrowingTablesError where larger constants
+    would do.
     """
     headers, buffers, layers, constants = zip(*(each.parts for each in lowered), strict=True)
     for each, what in ((buffers, "activations"), (layers, "layers")):
@@ -96,13 +106,21 @@ def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
     }
     shares, sums = _scales(fit, layers, names)
     rules: list[Integers | Moves | Resampled | Grid] = []
+    growing: dict[int, QuantizationError] = {}
     owner = _first_owner(layers[0])
     for number, name in enumerate(names):
         own = _Constants(
             number, [each[number] for each in layers], list(constants), list(layers), list(buffers), name,
             has_first=number == owner,
         )  # fmt: skip
-        rules += own.rules(fit)
+        try:
+            rules += own.rules(fit)
+        except QuantizationError as refusal:
+            if not own.grows():
+                raise
+            growing[number] = refusal
+    if growing:
+        raise GrowingTablesError(tuple(growing), next(iter(growing.values())))
     weights = {
         number: _extent(layers[0], constants[0], int(layer["weights"]))
         for number, layer in enumerate(layers[0])
@@ -224,9 +242,21 @@ class _Constants:
         if grid is None:
             raise refused(
                 f"{self.name} has constants that grow with the input, and are no grid of it: positions that are "
-                "learned or normalized, or a level of a single place ([sizes] min may be larger)"
+                "resized or normalized, or a level of a single place ([sizes] min may be larger)"
             )
         return grid
+
+    def grows(self) -> bool:
+        """Whether the second operand of a function is a constant whose values for less are the first ones for more."""
+        if Op(int(self.own[0]["op"])) is not Op.FLOAT_MAP:
+            return False
+        contents = self._contents("scales")
+        longest = max(contents, key=len)
+        return len({len(each) for each in contents}) > 1 and all(_begins_with(longest, each) for each in contents)
+
+    def table(self) -> npt.NDArray[np.float32]:
+        """Return that constant at the first size."""
+        return self._contents("scales")[0].view("<f4")
 
     def _contents(self, name: str) -> list[Bytes]:
         found = []
@@ -265,6 +295,23 @@ def _numbers(fit: Fit, rows: Sequence[Any], fields: tuple[str, ...]) -> tuple[Nu
         for place in np.flatnonzero((values != values[0]).any(axis=0)).tolist():
             found.append(Number(place, field, fit.terms(values[:, place], f"{field} of number {place}")))
     return tuple(found)
+
+
+def tables_of(lowered: Lowered, numbers: Sequence[int]) -> dict[int, npt.NDArray[np.float32]]:
+    """Return the constants that are second operands of layers."""
+    _, buffers, layers, constants = lowered.parts
+    owner = _first_owner(layers)
+    found = {}
+    for number in numbers:
+        own = _Constants(number, [layers[number]], [constants], [layers], [buffers], "", has_first=number == owner)
+        found[number] = own.table()
+    return found
+
+
+def _begins_with(longer: Bytes, shorter: Bytes) -> bool:
+    """Whether a constant is the first bytes of another one, but for the zeros that it is filled up with."""
+    used = int(np.flatnonzero(shorter)[-1]) + 1 if shorter.any() else 0
+    return len(shorter) - used < _ALIGNED and np.array_equal(longer[:used], shorter[:used])
 
 
 def _without_counts(layers: Sequence[Any]) -> list[Any]:
