@@ -76,7 +76,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> None:
     assert [line for line in done.stdout.splitlines() if "torchinductor_" not in line] == []
 
 
-@pytest.mark.parametrize("when", ["tmp/cpupack-*/.lock", "tmp/cpupack-*/*.pt"])
+@pytest.mark.parametrize("when", [pytest.param("tmp/cpupack-*/.lock", marks=pytest.mark.night), "tmp/cpupack-*/*.pt"])
 @pytest.mark.parametrize(
     ("change", "undo", "why"),
     [

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(machine() != "x86_64", reason="the recipe is for x86_64"),
 ]
-MOMENTS = 10
+MOMENTS = 6
 
 
 # The moments are those of a build, and not of the imports before it. Its workers are its own, and killed with it.

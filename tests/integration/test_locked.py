@@ -67,9 +67,13 @@ def cloned(project: Project, root: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("options", "sets"), [(FAST, FAST[1:]), (TUNED, TUNED), ((*TUNED[2:], "--no-tune"), TUNED[2:])],
-    ids=["fbgemm", "native, tuned", "raced"],
-)  # fmt: skip
+    ("options", "sets"),
+    [
+        pytest.param(FAST, FAST[1:], id="fbgemm", marks=pytest.mark.night),
+        pytest.param(TUNED, TUNED, id="native, tuned"),
+        pytest.param((*TUNED[2:], "--no-tune"), TUNED[2:], id="raced", marks=pytest.mark.night),
+    ],
+)
 def test_the_first_build_and_two_locked_builds_have_one_hash(
     tmp_path: Path, options: tuple[str, ...], sets: tuple[str, ...]
 ) -> None:

@@ -22,7 +22,10 @@ TUNED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [FAST, TUNED], ids=["fbgemm", "native, tuned"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(FAST, id="fbgemm", marks=pytest.mark.night), pytest.param(TUNED, id="native, tuned")],
+)
 def test_two_builds_differ_only_where_the_docs_say(project: Project, options: tuple[str, ...]) -> None:
     wheels = []
     for out in ("one", "two"):
