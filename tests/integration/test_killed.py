@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(machine() != "x86_64", reason="the recipe is for x86_64"),
 ]
-MOMENTS = 6
 
 
 # The moments are those of a build, and not of the imports before it. Its workers are its own, and killed with it.
@@ -32,7 +31,8 @@ def started(project: Project) -> forked.Fork:
     return BUILDS.popen("cpupack", ["build", "colors.toml", "--quiet", *FAST], project.root, project.environ())
 
 
-def test_kill_nine_at_any_moment(project: Project) -> None:
+@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.night)])
+def test_kill_nine_at_any_moment(project: Project, count: int) -> None:
     """The moments are spread over the length that a whole build has here, with a seed that the failure would name."""
     whole = started(project)
     began = time.monotonic()
@@ -44,9 +44,9 @@ def test_kill_nine_at_any_moment(project: Project) -> None:
     lock.unlink()
     seed = random.randrange(2**32)
     moments = random.Random(seed)
-    for number in range(MOMENTS):
+    for number in range(count):
         process = started(project)
-        time.sleep((number + moments.random()) / MOMENTS * length_s)
+        time.sleep((number + moments.random()) / count * length_s)
         if process.running():
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(PATIENCE_S)

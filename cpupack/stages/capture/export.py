@@ -26,7 +26,6 @@ from cpupack.graph.needed import needed
 from cpupack.model.user_code import describe_failure, is_library
 from cpupack.stages.capture.exportable import WithoutData, exportable
 from cpupack.stages.capture.inplace import make_functional
-from cpupack.stages.capture.quick_recurrences import quick_recurrences
 
 HINT = "docs/how-to/capture-refused.md says what to change in a model that cannot be captured"
 _LOGGING = Path(logging.__file__)
@@ -89,7 +88,7 @@ def _exported(
     module: nn.Module, example: torch.Tensor, states: list[torch.Tensor], lines: list[str]
 ) -> ExportedProgram:
     def exported(way: contextlib.AbstractContextManager[object]) -> ExportedProgram:
-        with torch.no_grad(), _quiet(lines), exportable([example, *states]), quick_recurrences(), way:
+        with torch.no_grad(), _quiet(lines), exportable([example, *states]), way:
             return torch.export.export(module, (example,), dynamic_shapes=(_sizes_like(module),), strict=False)
 
     # torch.export raises errors of many classes, its own among them; all are about the user's model.

@@ -18,6 +18,8 @@ from torch._subclasses import fake_tensor
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
+from cpupack.stages.capture.quick_recurrences import quick_recurrences
+
 _MOST_KNOWN = 4096
 """The values of a tensor that is read as numbers: strides, scales, sizes, a switch."""
 
@@ -34,6 +36,7 @@ def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
             _with_written_out_takes,
             _with_written_out_rounding,
             _with_broadcast_masks,
+            quick_recurrences,
         ):
             stack.enter_context(each())
         yield

@@ -187,11 +187,10 @@ class Program:
                 row[name] = value
             for name, array in layer.constants.items():
                 values = np.ascontiguousarray(array).tobytes()
-                if layer.op is Op.RECURRENT:  # each step of a loop over a cell is a layer, with the same weights
-                    known = of_recurrences.setdefault(values, -1)
-                    if known >= 0:
-                        row[name] = known
-                        continue
+                # Each step of a loop over a cell is a layer, with the same weights.
+                if layer.op is Op.RECURRENT and values in of_recurrences:
+                    row[name] = of_recurrences[values]
+                    continue
                 constants += bytes(-len(constants) % len(self.filler))
                 constants += self.filler * (-len(constants) % _ALIGNMENT // len(self.filler))
                 row[name] = len(constants)

@@ -28,7 +28,7 @@ from cpupack.runtime.engine.sizes import (
     head_bytes,
     resampled_lengths,
 )
-from cpupack.runtime.open_sizes import OpenSizes, Terms, terms_of
+from cpupack.runtime.open_sizes import OpenSizes, Terms
 from cpupack.size_terms import Fit, Ints, refused
 from cpupack.stages.quantize.native.grids import grid_of
 from cpupack.stages.quantize.native.move_lists import MOVE, runs_of
@@ -311,7 +311,8 @@ def tables_of(lowered: Lowered, numbers: Sequence[int]) -> dict[int, npt.NDArray
 def _begins_with(longer: Bytes, shorter: Bytes) -> bool:
     """Whether a constant is the first bytes of another one, but for the zeros that it is filled up with."""
     used = int(np.flatnonzero(shorter)[-1]) + 1 if shorter.any() else 0
-    return len(shorter) - used < _ALIGNED and np.array_equal(longer[:used], shorter[:used])
+    used = max(used, len(shorter) - _ALIGNED + 1)  # a table may end with zeros of its own
+    return np.array_equal(longer[:used], shorter[:used])
 
 
 def _without_counts(layers: Sequence[Any]) -> list[Any]:
@@ -373,7 +374,3 @@ def _extent(layers: Any, constants: Bytes, begin: int) -> int:
     """Return the bytes from a constant to the next one."""
     later = [int(each) for name in _ALL for each in layers[name] if each > begin]
     return min(later, default=len(constants)) - begin
-
-
-def _nested(values: Ints, shape: tuple[int, ...]) -> tuple[tuple[Terms, ...], ...]:
-    return tuple(tuple(terms_of(one) for one in move) for move in values.reshape(shape).tolist())
