@@ -59,33 +59,38 @@ def main() -> None:
 
 @dataclass
 class Engine:
-    """A library, a program and a session of it, with random pixels to call it with."""
+    """A library, a program and a session of it, with random pixels to call it with, or floats where it takes none."""
 
     library: ctypes.CDLL
     program: Program
     session: Any
-    pixels: npt.NDArray[np.uint8]
+    batch: npt.NDArray[Any]
     result: npt.NDArray[np.float32]
 
     @classmethod
     def open(cls, library: Path, model: Path, batch: int, threads: int) -> Engine:
-        """Load a library and a saved model. Without pixels as input, floats would have to be made here."""
+        """Load a library and a saved model of one size."""
         loaded = ctypes.CDLL(str(library.resolve()))
         declare(loaded)
         program = read_program(model)
-        assert program.pixel_shape is not None, "the program takes no pixels"
-        channels, height, width = program.pixel_shape
-        pixels = np.random.default_rng(0).integers(0, 256, (batch, height, width, channels), np.uint8)
+        shape, random = program.pixel_shape or program.float_shape, np.random.default_rng(0)
+        assert shape is not None, "the program takes neither pixels nor one array of floats"
+        places = (batch, *shape[1:], shape[0])
+        values: npt.NDArray[Any]
+        if program.pixel_shape is not None:
+            values = random.integers(0, 256, places, np.uint8)
+        else:
+            values = random.standard_normal(places, np.float32)
         result = np.empty((batch, program.outputs), np.float32)
-        return cls(loaded, program, loaded.cpupack_new_session(threads), pixels, result)
+        return cls(loaded, program, loaded.cpupack_new_session(threads), values, result)
 
     def run(self) -> float:
         """Return the time of one call in seconds."""
         memory = self.program.memory
         begin_s = time.perf_counter()
         failed = self.library.cpupack_run(
-            self.session, memory.ctypes.data, memory.size, self.pixels.ctypes.data, 0, -1, len(self.pixels),
-            self.result.ctypes.data,
+            self.session, memory.ctypes.data, memory.size, self.batch.ctypes.data,
+            self.batch.dtype == np.float32, -1, len(self.batch), self.result.ctypes.data,
         )  # fmt: skip
         assert not failed, self.library.cpupack_error(failed)
         return time.perf_counter() - begin_s
