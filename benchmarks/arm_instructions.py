@@ -65,8 +65,8 @@ def write_case(model: Path, directory: Path, case: Path) -> None:
     engine.run()
     program: Program = engine.program
     with case.open("wb") as file:
-        head = counting.HEAD.pack(b"model", program.memory.size, engine.pixels.nbytes, engine.result.nbytes, 0, 1, 0)
-        file.write(head + program.memory.tobytes() + engine.pixels.tobytes() + engine.result.tobytes())
+        head = counting.HEAD.pack(b"model", program.memory.size, engine.batch.nbytes, engine.result.nbytes, 0, 1, 0)
+        file.write(head + program.memory.tobytes() + engine.batch.tobytes() + engine.result.tobytes())
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ TARGET_AVX512_BEGIN
 #include "amx/attention_codes.inc"
 #include "amx/attention.inc"
 #include "operators/float_attention_layer.inc"
+#include "operators/float_convolutions.inc"
 #include "operators/float_windows.inc"
 #include "operators/float_places.inc"
 #include "operators/float_sampling.inc"

@@ -129,9 +129,8 @@ struct worker {
 #define BLOCK 32        /* rows or columns of a block: a pair of tiles */
 #define PAIRS_AT_ONCE 8 /* pairs of tiles of rows that meet a block of weights one after the other, at most */
 #define SCRATCH_BYTES (1280 * 1024)
-#define PACKED_VALUES (64 * 1024)                             /* floats of a part of a matrix, in the scratch */
-#define CPUPACK_SCORE_ROWS 12                                 /* rows of scores that attention has at once, at most */
-#define VALUES_OF_PATCHES (SCRATCH_BYTES / 4 - PACKED_VALUES) /* floats that windows are gathered to, in the rest */
+#define PACKED_VALUES (64 * 1024) /* floats of a part of a matrix, in the scratch */
+#define CPUPACK_SCORE_ROWS 12     /* rows of scores that attention has at once, at most */
 
 /* Bytes of the scratch memory that a recurrent layer takes for each sequence that a worker runs at a time, and for each
  * step of one whose inputs it multiplies at a time.

@@ -149,13 +149,14 @@ static int windows_fit(const struct float_layer *layer, const struct cpupack_wal
         spec->pad_w < 0 || spec->pad_h > 1 << 15 || spec->pad_w > 1 << 15)
         return 0;
     const int64_t results = product(sizes + 3, 3), taps = (int64_t)spec->kernel_h * spec->kernel_w;
-    if (taps > MOST_TAPS + 4 * product(sizes, 2))
+    if (taps > MOST_TAPS + 4 * product(sizes, 2) || (int64_t)sizes[3] * spec->stride_h > 1 << 30 ||
+        (int64_t)sizes[4] * spec->stride_w > 1 << 30 || (walk->in_steps[2] != 1 && sizes[2] != 1))
         return 0;
     if (walk->out_first < 0 || results == 0 || walk->out_first + results > writable_values ||
         !steps_fit(sizes, 3, walk->in_first, walk->in_steps, bytes_of(layer->in) / 4))
         return 0;
     if (walk->kind > WINDOWS_TRANSPOSED) {
-        if (walk->kind > WINDOWS_AVERAGE || sizes[2] != sizes[5] || (walk->in_steps[2] != 1 && sizes[2] != 1))
+        if (walk->kind > WINDOWS_AVERAGE || sizes[2] != sizes[5])
             return 0;
         return walk->kind != WINDOWS_DEPTHWISE || (taps * sizes[5] <= constants_from(layer, spec->scales) &&
                                                    sizes[5] <= constants_from(layer, spec->biases));
@@ -163,8 +164,7 @@ static int windows_fit(const struct float_layer *layer, const struct cpupack_wal
     if (walk->kind < 0 || spec->runs < 1 || sizes[2] % spec->runs || sizes[5] % spec->runs)
         return 0;
     const int64_t length = taps * (sizes[2] / spec->runs);
-    return length <= VALUES_OF_PATCHES && length * sizes[5] <= constants_from(layer, spec->scales) &&
-           sizes[5] <= constants_from(layer, spec->biases);
+    return length * sizes[5] <= constants_from(layer, spec->scales) && sizes[5] <= constants_from(layer, spec->biases);
 }
 
 static int gather_fits(const struct float_layer *layer, const struct cpupack_walk *walk, int64_t writable_values) {

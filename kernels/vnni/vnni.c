@@ -46,6 +46,7 @@ TARGET_AVX512_BEGIN
 #include "operators/float_attention_words.inc"
 #include "operators/no_special_attention.inc"
 #include "operators/float_attention_layer.inc"
+#include "operators/float_convolutions.inc"
 #include "operators/float_windows.inc"
 #include "operators/float_places.inc"
 #include "operators/float_sampling.inc"

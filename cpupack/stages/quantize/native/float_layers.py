@@ -21,8 +21,6 @@ from cpupack.stages.quantize.native.float_resampling import average
 from cpupack.stages.quantize.native.transforms import layer_of
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, Windows
 
-LONGEST_WINDOW = (1280 * 1024) // 4 - 64 * 1024
-"""``VALUES_OF_PATCHES`` of kernels/engine/kernels.h: values that a result of a convolution may read."""
 MOST_TAPS = 4096
 """``MOST_TAPS`` of kernels/engine/validate_floats.c."""
 Array = npt.NDArray[np.float32]
@@ -77,8 +75,6 @@ def _convolution(b: Builder, node: fx.Node, source: fx.Node, layer: Any) -> View
     if isinstance(layer, nn.Conv1d) and view.shape[0] == 1 and not any(triple(layer.padding, 1, 0)):
         return _frames(b, view, shape_of(node)[-1], layer)
     inputs, groups = view.shape[0], layer.groups
-    if math.prod(weight.shape[2:]) * (inputs // groups) > LONGEST_WINDOW:
-        raise b.calls.refusal(node, "of so many values")
     if math.prod(weight.shape[2:]) > MOST_TAPS + 4 * math.prod(view.shape[1:]):
         raise b.calls.refusal(node, "of so many taps")
     height, width = shape_of(node)[-2:] if len(shape_of(node)) == 4 else (1, shape_of(node)[-1])
