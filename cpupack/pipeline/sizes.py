@@ -1,7 +1,8 @@
 """Programs for images of any size: the winner of a contest is lowered again at a few other sizes.
 
 All have the weights and the ranges of the winner. How its program changes with the size is found from these, and proven
-at one more: the program that the runner will make is the one that is lowered, and its answers are compared with FP32.
+at one more: the program that the runner will make is the one that is lowered. Its answers there, at the least size and
+at the largest are compared with FP32: what is alike at all sizes that were lowered may be another thing far away.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from cpupack.accuracy import FloatArray
-from cpupack.artifacts import CalibratedModel, Contender, QuantizedModel, Samples
+from cpupack.artifacts import CalibratedModel, Contender, FloatModel, QuantizedModel, Samples
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.graph.native_model import NativeModel
 from cpupack.model.one_row import OneRow
@@ -55,9 +56,14 @@ from cpupack.targets import Target
 _LEAST_DB = 6.0
 """SQNR of a size's INT8 outputs beside FP32, below which something is wrong with its program. A lower gate lowers it,
 as it does for the typical size."""
+_WORSE_DB = 12.0
+"""With the gate off, a size below ``_LEAST_DB`` and so far below another one is a warning."""
 _SAMPLES = 2
 _STEPS_ABOVE = 3
 """So many multiples above the least size its programs are looked for at larger ones."""
+_FAR = 16
+"""So many times as many positions as the typical size the size has at most where FP32 is asked: its time and its memory
+grow with them, with attention by their square."""
 
 
 def with_sizes(settled: Settled, corrections: Corrections, work: Path, progress: Progress) -> Settled:
@@ -101,13 +107,14 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     sample = prepared.reference.samples.spread(1).tensor(slice(None))
     scripted = script(opened, prepared.model.input_shape, winner.scripted.path, sample)
     least = least_db(recipe, random=prepared.model.random_weights)
+    others = [model.answers(size) for size in dict.fromkeys([sizes.least, _far(sizes, typical)])]
     with engine(target.engine):
-        found = _proven(scripted.path, probed, least)
-        if probed.least is not None:
-            found = min(found, _proven_at(read_program(scripted.path), probed.least, least))
+        program = _proven(scripted.path, probed)
+        found = {each.size: _sqnr_db(program, each) for each in [probed.last.answers, *others]}
+    _check(found, probed.last.size, least, sizes, progress)
     what = "images of " if sizes.is_image else ""
-    where = sizes.size_text(probed.last.size)
-    progress.note(f"{what}{sizes.text()}; at {where} the SQNR is {found:.1f} dB")
+    known = ", ".join(f"{left:.1f} dB at {sizes.size_text(size)}" for size, left in sorted(found.items()))
+    progress.note(f"{what}{sizes.text()}; the SQNR is {known}")
     return dataclasses.replace(winner, quantized=opened, scripted=scripted)
 
 
@@ -124,7 +131,14 @@ class _OpenModel:
     tables: Mapping[int, npt.NDArray[np.float32]] | None = None
 
     def at(self, size: Size) -> _AtSize:
-        return _at(self.prepared, self.recipe, size, self.corrected)
+        """Capture and fuse the model for a size, with the weights of the typical one."""
+        own = self.recipe.at_size(*size)
+        answers, model, some = _answers(self.prepared, own, size, _SAMPLES)
+        fused = capture_again(model, some, own, self.corrected)
+        return _AtSize(size, own, model.module, dataclasses.replace(self.corrected, fused=fused), answers)
+
+    def answers(self, size: Size) -> _Answers:
+        return _answers(self.prepared, self.recipe.at_size(*size), size, 1)[0]
 
     def lowered(self, at: _AtSize) -> QuantizedModel:
         calibrated = dataclasses.replace(at.calibrated, choices=self.choices, tables=self.tables)
@@ -135,7 +149,7 @@ class _OpenModel:
 class _Probed:
     """The programs of some sizes, the last of which is there to check by, and how they change.
 
-    ``typical`` is the model of the first one, ``least`` that for the least size where it was not among those asked.
+    ``typical`` is the model of the first one.
     """
 
     asked: list[Size]
@@ -143,7 +157,6 @@ class _Probed:
     typical: NativeModel
     last: _AtSize
     known: Sizes
-    least: _AtSize | None = None
 
 
 def _probed_anywhere(model: _OpenModel, typical: Size, progress: Progress) -> _Probed:
@@ -182,31 +195,48 @@ def _probed_above(model: _OpenModel, typical: Size, progress: Progress, refusal:
             for low, step, own in zip(sizes.least, sizes.multiple, typical, strict=True)
         )
         try:
-            probed = _probed(model, probes(typical, dataclasses.replace(sizes, least=floor)), progress)
+            return _probed(model, probes(typical, dataclasses.replace(sizes, least=floor)), progress)
         except GrowingTablesError:
             raise
         except QuantizationError:
             continue
-        return dataclasses.replace(probed, least=model.at(sizes.least))
     raise refusal
 
 
 @dataclass(frozen=True)
+class _Answers:
+    """FP32's answers to ``batch``, whose samples are of a size."""
+
+    size: Size
+    batch: torch.Tensor
+    values: FloatArray
+    signature: Signature
+
+
+@dataclass(frozen=True)
 class _AtSize:
-    """The model for one size with the weights and statistics of the typical one, and FP32's answers to ``batch``."""
+    """The model for one size with the weights and statistics of the typical one."""
 
     size: Size
     recipe: Recipe
     module: torch.nn.Module
     calibrated: CalibratedModel
-    batch: torch.Tensor
-    answers: FloatArray
-    signature: Signature
+    answers: _Answers
 
 
-def _at(prepared: Prepared, recipe: Recipe, size: Size, corrected: CalibratedModel) -> _AtSize:
-    """Capture and fuse the model for a size, with the weights of the typical one."""
-    own = recipe.at_size(*size)
+def _far(sizes: OpenSizes, typical: Size) -> Size:
+    """Return the largest size, or one on the way to it that has ``_FAR`` times as many positions as the typical one."""
+    size = sizes.most
+    while math.prod(size) > _FAR * math.prod(typical):
+        size = tuple(
+            own + (side - own) // 2 // step * step
+            for own, side, step in zip(typical, size, sizes.multiple, strict=True)
+        )
+    return size
+
+
+def _answers(prepared: Prepared, own: Recipe, size: Size, count: int) -> tuple[_Answers, FloatModel, Samples]:
+    """Ask FP32 about a few samples of a size; return the model and the samples, too."""
     samples = prepared.reference.samples if prepared.calibration is None else prepared.calibration
     assert prepared.model.sizes is not None  # the recipe has them
     inputs = tuple(
@@ -214,7 +244,7 @@ def _at(prepared: Prepared, recipe: Recipe, size: Size, corrected: CalibratedMod
         for spec, at in zip(prepared.model.signature.inputs, own.input_specs, strict=True)
     )
     signature = dataclasses.replace(prepared.model.signature, inputs=inputs)
-    some = samples.spread(_SAMPLES)
+    some = samples.spread(count)
     if prepared.model.sizes.inputs:
         rows = resized_rows(some.data, prepared.model.signature.inputs, inputs)
         some = dataclasses.replace(some, data=rows, targets=None)
@@ -226,7 +256,7 @@ def _at(prepared: Prepared, recipe: Recipe, size: Size, corrected: CalibratedMod
     batch = some.tensor(slice(None))
     try:
         with torch.inference_mode():
-            answers = model.module(batch.clone()).numpy()
+            values = model.module(batch.clone()).numpy()
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise QuantizationError(
             f"[sizes]: the model fails for inputs of {prepared.model.sizes.size_text(size)}: {describe_failure(error)}",
@@ -245,8 +275,7 @@ def _at(prepared: Prepared, recipe: Recipe, size: Size, corrected: CalibratedMod
     )
     signature = dataclasses.replace(signature, outputs=outputs)
     model = dataclasses.replace(model, signature=signature)
-    fused = capture_again(model, some, own, corrected)
-    return _AtSize(size, own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers, signature)
+    return _Answers(size, batch, values, signature), model, some
 
 
 def _cut(samples: Samples, size: Size, sizes: OpenSizes) -> Samples:
@@ -303,8 +332,8 @@ def least_db(recipe: Recipe, *, random: bool) -> float:
     return min(given, _LEAST_DB)
 
 
-def _proven(path: Path, probed: _Probed, least_db: float) -> float:
-    """Compare what the runner makes with what was lowered, and its answers with FP32; return the SQNR in dB."""
+def _proven(path: Path, probed: _Probed) -> Program:
+    """Compare what the runner makes with what was lowered; return the program."""
     program = read_program(path)
     assert program.sized is not None
     for size, each in zip(probed.asked, probed.lowered, strict=True):
@@ -316,26 +345,39 @@ def _proven(path: Path, probed: _Probed, least_db: float) -> float:
             )
     most = program.sized.sizes.range.most
     check_sides(program.sized.alone(*most).tobytes(), program.sized.sizes.range.size_text(most))
-    return _proven_at(program, probed.last, least_db)
+    return program
 
 
-def _proven_at(program: Program, at: _AtSize, least_db: float) -> float:
-    """Compare the answers at a size with FP32; return the SQNR in dB."""
+def _sqnr_db(program: Program, fp32: _Answers) -> float:
+    """Compare the answers at a size with FP32."""
     assert program.sized is not None
     session = Session(program, 1)
     try:
         session.make_ready()  # as a runner does: what the typical size prepares, other sizes share
-        found = session(at.batch.numpy()).reshape(at.answers.shape)
+        found = session(fp32.batch.numpy()).reshape(fp32.values.shape)
         for size in (program.sized.sizes.range.least, program.sized.sizes.range.most):
             session.make_ready(size=size)
     finally:
         session.close()
-    left = worst_sqnr_db(at.signature, at.answers, found)
-    if left < least_db:
-        raise VerificationError(
-            f"[evaluation] min_sqnr_db = {least_db:g}: inputs of {program.sized.sizes.range.size_text(at.size)} have "
-            f"{left:.1f} dB",
-            hint='set [sizes] typical and the calibration data to inputs like those that the model will see; "off" '
-            "turns the gate off (docs/how-to/gates.md)",
-        )
-    return left
+    return worst_sqnr_db(fp32.signature, fp32.values, found)
+
+
+def _check(
+    found: Mapping[Size, float], near: Size, least_db: float, sizes: OpenSizes, progress: Progress
+) -> None:  # fmt: skip
+    """Raise VerificationError for a size with less than ``least_db``, or warn of one far below the size ``near``."""
+    for size, left in found.items():
+        where = f"inputs of {sizes.size_text(size)} have {left:.1f} dB"
+        if size != near:
+            where += f", those of {sizes.size_text(near)} {found[near]:.1f} dB"
+        if left < least_db:
+            raise VerificationError(
+                f"[evaluation] min_sqnr_db = {least_db:g}: {where}",
+                hint="set [sizes] typical and the calibration data to inputs like those that the model will see, and "
+                'min and max to sizes that it was made for; "off" turns the gate off (docs/how-to/gates.md)',
+            )
+        if left < min(_LEAST_DB, found[near] - _WORSE_DB):
+            progress.warn(
+                f"[sizes]: {where}: there the model computes something else, or values that no calibration sample has; "
+                "set min and max to sizes that it was made for"
+            )

@@ -392,3 +392,42 @@ def test_a_level_of_one_position_is_computed_as_larger_ones_are(
         found = runner(batch)
     assert found.shape == expected.shape
     assert sqnr_db(expected, found) > 30
+
+
+LARGE_ONES = """
+import torch
+from torch import nn
+
+
+class Net(nn.Conv2d):
+    def __init__(self):
+        torch.manual_seed(1)
+        super().__init__(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y * 4 if x.shape[-1] > 250 else y
+"""
+
+
+@pytest.mark.parametrize(("gate", "code"), [("3.0", 6), ('"off"', 0)])
+def test_what_a_model_does_at_its_largest_size_alone_is_seen(
+    gate: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All sizes that are lowered say nothing of it. Four times the answer leaves 10 * log10(16 / 9) = 2.5 dB."""
+    (tmp_path / "nets.py").write_text(LARGE_ONES)
+    recipe = (
+        RECIPE.format(kind="raw", net="Net", last=1, least=8)
+        .replace("64, 96", "64, 256")
+        .replace("kwargs = { last = 1 }\n", "")
+    )
+    recipe = recipe.replace('source = "images:photos"', 'source = "synthetic"\nsamples = 8')
+    (tmp_path / "recipe.toml").write_text(f"{recipe}[evaluation]\nmin_sqnr_db = {gate}\n")
+    with pytest.raises(SystemExit) as left:
+        main(["build", str(tmp_path / "recipe.toml"), "--no-tune", "--out", str(tmp_path / "dist")])
+    said = " ".join(capsys.readouterr().err.split())
+    assert left.value.code == code, said
+    assert "inputs of 64 x 256 have 2.5 dB, those of " in said
+    assert (
+        list((tmp_path / "dist").glob("*.whl")) == [] if code else "set min and max to sizes that it was made" in said
+    )
