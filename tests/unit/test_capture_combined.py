@@ -146,6 +146,17 @@ def test_einsum_is_products_of_matrices_or_values(equation: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_bilinear_layer_is_a_linear_one_and_a_product(bias: bool) -> None:
+    def pairs(net: Net, x: torch.Tensor) -> torch.Tensor:
+        x = net.a(x)
+        return torch.relu(net.pair(x.mean(3), x.amax(3)))  # type: ignore[no-any-return]  # a module gives a tensor
+
+    net = Net(pairs, a=nn.Conv2d(3, 4, 1), pair=nn.Bilinear(8, 8, 5, bias=bias))
+    found = [each for each in kinds(captured(net)) if each in {"Linear", "matmul", "bilinear", "add"}]
+    assert found == ["Linear", "matmul", *["add"] * bias]
+
+
 SUMMED = {
     "colours": (lambda net, x: torch.tensordot(x.permute(0, 2, 3, 1), net.q, dims=([3], [1])), "Linear"),
     "two dimensions": (lambda net, x: torch.tensordot(x, net.r, dims=2), "Linear"),

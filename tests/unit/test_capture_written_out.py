@@ -102,3 +102,18 @@ def test_torch_gets_a_constant_that_is_laid_out_for_the_batch() -> None:
     data = samples(count=8)
     model, int8 = quantized(net, "native", spec=recipe(quantize={"observer": "minmax"}), data=data)
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 28.0
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("kernel", [(1, 3), (3, 1)])
+def test_one_dimension_of_an_image_may_be_padded_by_its_own_values(mode: str, kernel: tuple[int, int]) -> None:
+    """torch takes pairs for both dimensions alone, zeros where one is left as it is."""
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    conv = nn.Conv2d(3, 4, kernel, padding=padding, padding_mode=mode)  # type: ignore[arg-type]  # one of its words
+    assert kinds(captured(Net(lambda net, x: net.conv(x), conv=conv)))[-1] == "Conv2d"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_a_local_response_norm_of_fewer_channels_than_its_window(channels: int) -> None:
+    """torch has a padding of three dimensions before the pool: as the pool's own it refuses the same window."""
+    captured(Net(lambda net, x: F.local_response_norm(net.conv(x), 5), conv=nn.Conv2d(3, channels, 1)))

@@ -221,4 +221,15 @@ def _summed(r: Raiser, one: Any, two: Any, dims: list[list[int]]) -> fx.Node:
     )
 
 
-HANDLERS: dict[str, Any] = {"einsum": _einsum, "tensordot": _tensordot, "inner": _inner}
+def _bilinear(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``bilinear``: each result is a matrix between two vectors."""
+    one, two, weight = a["input1"], a["input2"], a["weight"]
+    front = string.ascii_lowercase[: len(r.shape(one)) - 1]
+    equation = f"{front}X,OXY,{front}Y->{front}O"
+    y = _einsum(r, Arguments({"tensors": [one, weight, two], "equation": equation, "path": None}))
+    return y if a.get("bias") is None else r.call(torch.add, y, r.operand(a["bias"]))
+
+
+HANDLERS: dict[str, Any] = {
+    "einsum": _einsum, "tensordot": _tensordot, "inner": _inner, "bilinear": _bilinear
+}  # fmt: skip

@@ -146,11 +146,11 @@ def _padded(r: Raiser, source: Any, pads: Any, mode: str, value: Any) -> fx.Node
     pads = [int(each) for each in pads]
     if len(pads) // 2 >= len(r.shape(source)) and any(pads[-2:]):
         raise NotRaised  # the batch is padded
-    while pads and not any(pads[-2:]):
-        pads = pads[:-2]
     x = r.activation(source)
-    if not pads:
+    if not any(pads):
         return x
+    while mode == "constant" and not any(pads[-2:]):  # the other modes take pairs for all of a layer's dimensions alone
+        pads = pads[:-2]
     return r.call(F.pad, x, pads, mode, float(value), word="pad")
 
 

@@ -124,7 +124,7 @@ def _fold(
         if nothing or (value == 0.0 and _not_negative(graph, source) and _touches_values(module, sides)):
             return _fold_into_max_pool(module, sides, shape(source)[2:], shape(reader)[2:])
     if type(module) in _AVERAGE_POOLS and value == 0.0:
-        return _fold_into_average_pool(module, sides)
+        return _fold_into_average_pool(module, sides, shape(source)[2:])
     return None
 
 
@@ -187,8 +187,10 @@ def _touches_values(module: Any, sides: list[_Side]) -> bool:
     )
 
 
-def _fold_into_average_pool(module: Any, sides: list[_Side]) -> dict[str, Any] | None:
+def _fold_into_average_pool(module: Any, sides: list[_Side], sizes: tuple[int, ...]) -> dict[str, Any] | None:
     own = any(module.padding)
+    if len(sizes) == 3 and any(size < kernel for size, kernel in zip(sizes, module.kernel_size, strict=True)):
+        return None  # of three dimensions, torch refuses windows larger than the part that is no padding
     if (own and not module.count_include_pad) or module.ceil_mode:
         return None
     padding = []

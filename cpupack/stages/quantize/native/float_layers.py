@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from cpupack.graph.names import core
 from cpupack.graph.vocabulary import BATCH_NORMS
+from cpupack.stages.quantize.native import float_videos
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import pair, shape_of, triple
@@ -36,6 +37,10 @@ def with_weights(b: Builder, node: fx.Node) -> View:
         found = _linear(b, node, layer)
     elif isinstance(layer, BATCH_NORMS):
         found = _batch_norm(b, node, layer)
+    elif isinstance(layer, nn.Conv3d):
+        found = float_videos.convolution(b, node, layer)
+    elif isinstance(layer, nn.ConvTranspose3d):
+        found = float_videos.transposed(b, node, layer)
     else:
         found = _convolution(b, node, source, layer)
     for each in list(module)[1:] if isinstance(module, nn.Sequential) else []:

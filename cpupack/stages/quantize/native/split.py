@@ -77,9 +77,13 @@ def split(
         _follow(calls, nodes, reasons)
         segments = _segments(calls, nodes, reasons)
         plain = [
-            each for each in segments if each.native and not any(_has_products(calls, node) for node in each.nodes)
+            part
+            for each in segments
+            if each.native
+            for part in _connected(each.nodes)
+            if not any(_has_products(calls, node) for node in part)
         ]
-        more = {node: BETWEEN for each in plain for node in each.nodes if node not in beyond}
+        more = {node: BETWEEN for part in plain for node in part if node not in beyond}
         if not more:
             break
         reasons |= more
@@ -197,6 +201,17 @@ def _segments(calls: Calls, nodes: list[fx.Node], reasons: Collection[fx.Node]) 
         if calls_of:
             segments.append(Segment(bool(number % 2), calls_of, tuple(inputs), tuple(outputs)))
     return segments
+
+
+def _connected(nodes: Collection[fx.Node]) -> list[list[fx.Node]]:
+    """Return the parts of a segment between which no value goes: branches of the graph that have the same level."""
+    parts: dict[fx.Node, list[fx.Node]] = {}
+    for node in nodes:
+        own = [node]
+        for other in {id(parts[each]): parts[each] for each in node.all_input_nodes if each in parts}.values():
+            own += other
+        parts |= dict.fromkeys(own, own)
+    return list({id(each): each for each in parts.values()}.values())
 
 
 def _cuts(nodes: list[fx.Node]) -> set[int]:
