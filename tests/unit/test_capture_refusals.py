@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from cpupack.stages.capture import capture
 from cpupack.stages.capture.rewrites import REWRITES
 from cpupack.stages.verify import run_reference
 from helpers.captured import Net, captured, kinds
-from helpers.tiny_models import SHAPE, float_model, fuse_model, recipe, samples
+from helpers.tiny_models import SHAPE, Recorder, float_model, fuse_model, recipe, samples
 
 
 def refusal(module: nn.Module, shape: tuple[int, ...] = SHAPE) -> ModelError:
@@ -173,17 +175,52 @@ def test_a_buffer_that_is_changed_and_never_read_is_no_obstacle() -> None:
     assert kinds(captured(Counter())) == ["Conv2d"]
 
 
-def test_a_wrong_rewrite_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def halve_weights(graph: fx.GraphModule) -> bool:
-        for node in graph.graph.nodes:
-            if node.op == "call_module":
-                graph.get_submodule(str(node.target)).weight.data *= 0.5
-        return True
+def halve_weights(graph: fx.GraphModule) -> bool:
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            layer = graph.get_submodule(str(node.target))
+            layer.weight = nn.Parameter(layer.weight.detach() * 0.5)
+    return True
 
+
+def lose_a_layer(graph: fx.GraphModule) -> bool:
+    raise IndexError("list index out of range")
+
+
+def pad_too_much(graph: fx.GraphModule) -> bool:
+    """Leave a graph that torch refuses to run."""
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            layer: Any = graph.get_submodule(str(node.target))
+            layer.padding = (-9, -9)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "why"),
+    [
+        (halve_weights, "it changes the model's answer by"),
+        (lose_a_layer, "it fails: IndexError: list index out of range"),
+        (pad_too_much, "it fails: RuntimeError: negative padding is not supported"),
+    ],
+)
+def test_a_rewrite_at_fault_is_named_and_left_out(
+    rewrite: Callable[[fx.GraphModule], bool], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are applied, and the graph answers as the model does."""
     stage = sys.modules["cpupack.stages.capture.capture"]  # the package has the function under this name
-    monkeypatch.setattr(stage, "REWRITES", (*REWRITES, halve_weights))
-    error = refusal(nn.Conv2d(3, 4, 3))
-    assert "internal: the rewrite halve_weights changes the model's answer" in error.message
+    monkeypatch.setattr(stage, "REWRITES", (rewrite, *REWRITES))
+    net = Net(lambda net, x: net.conv(x).flatten(2).unsqueeze(1).reshape(x.shape[0], -1), conv=nn.Conv2d(3, 4, 3))
+    model, progress = float_model(net), Recorder()
+    graph = capture(model, samples(count=4), recipe(), progress).module
+    assert isinstance(graph, fx.GraphModule)
+    assert kinds(graph) == ["Conv2d", "flatten"]  # reshapes in a row are one
+    batch = samples(count=3, seed=5).tensor(slice(None))
+    with torch.inference_mode():
+        torch.testing.assert_close(graph(batch.clone()), model.module(batch.clone()), rtol=1e-4, atol=1e-5)
+    (warning,) = progress.warnings
+    assert f"the rewrite {rewrite.__name__} is left out" in warning
+    assert why in warning
 
 
 class Scaled(nn.Module):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import fx
@@ -14,6 +18,7 @@ from cpupack.graph.rows import mark_rows
 from cpupack.graph.trace import record_shapes
 from cpupack.model.one_row import OneRow
 from cpupack.model.packed_check import check_packed
+from cpupack.model.user_code import describe_failure
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 from cpupack.runtime.open_inputs import names_of
@@ -42,8 +47,8 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
 
     A model that brings its own QuantStub, and one for dynamic quantization, stay as they are; the native engine gets
     the graph of the latter where it may be chosen. Raises ModelError with the user's line or layer where the model
-    cannot be exported, answers differently each time, depends on the other samples of a batch, or where a rewrite is
-    wrong; CalibrationError where the model does not run on the samples.
+    cannot be exported, answers differently each time or depends on the other samples of a batch; CalibrationError where
+    the model does not run on the samples. A rewrite that is at fault is left out with a warning.
     """
     batch = examples(model, samples)
     places = tuple(model.signature.output_places()) if model.signature.gives_rows else ()
@@ -111,11 +116,14 @@ def _proven(
         return level_inputs(graph, samples)
 
     level.__name__ = level_inputs.__name__  # for notes and errors
-    graph, used = _rewritten(exported, (*REWRITES, level, merge_batch_norms), batch[:2])
+    rewrites = _Rewrites(exported, (*REWRITES, level, merge_batch_norms), batch[:2], progress)
+    graph, used = rewrites.applied()
     proof.check_model()
     refuse_pairs_of_samples(exported)
     refuse_numbers(exported)  # most of them depend on the whole batch, which has been told
-    proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
+    while (wrong := proof.wrong_rewrite(graph, used, rewrites.only)) is not None:
+        rewrites.leave_out(wrong.rewrite, f"it changes the model's answer by {wrong.difference:.3g}")
+        graph, used = rewrites.applied()
     graph = name_calls(graph)
     record_shapes(graph, batch[:2])
     signature = model.signature
@@ -148,22 +156,60 @@ def examples(model: FloatModel, samples: Samples | None) -> torch.Tensor:
     return some
 
 
-def _rewritten(
-    exported: Exported, rewrites: tuple[Rewrite, ...], batch: torch.Tensor
-) -> tuple[fx.GraphModule, tuple[Rewrite, ...]]:
-    """Return the raised graph after these rewrites, and those of them that changed something."""
-    graph = raise_graph(exported)
-    record_shapes(graph, batch)
-    used = []
-    for rewrite in rewrites:
-        if rewrite(graph):
+@dataclass
+class _Rewrites:
+    """What makes a raised graph canonical. None is needed for a right answer, so one that is at fault is left out."""
+
+    exported: Exported
+    rewrites: tuple[Rewrite, ...]
+    batch: torch.Tensor
+    progress: Progress
+
+    def applied(self) -> tuple[fx.GraphModule, tuple[Rewrite, ...]]:
+        """Return the graph after the rewrites, and those of them that changed something."""
+        while True:
+            try:
+                return self._applied(self.rewrites)
+            except _FailedRewriteError as failed:
+                self.leave_out(failed.rewrite, f"it fails: {describe_failure(failed.error)}")
+
+    def only(self, rewrites: tuple[Rewrite, ...]) -> fx.GraphModule:
+        """Return the graph after some of them, which are known to run."""
+        return self._applied(rewrites)[0]
+
+    def leave_out(self, rewrite: Rewrite, why: str) -> None:
+        self.progress.warn(
+            f"the rewrite {rewrite.__name__} is left out, which may cost speed: {why}. This is a fault of cpupack, "
+            "please report the model"
+        )
+        self.rewrites = tuple(each for each in self.rewrites if each is not rewrite)
+
+    def _applied(self, rewrites: tuple[Rewrite, ...]) -> tuple[fx.GraphModule, tuple[Rewrite, ...]]:
+        graph = raise_graph(self.exported)
+        record_shapes(graph, self.batch)
+        used = []
+        for rewrite in rewrites:
+            try:
+                if not rewrite(graph):
+                    continue
+                graph.graph.eliminate_dead_code()
+                graph.graph.lint()
+                with contextlib.redirect_stderr(io.StringIO()):  # FX prints the line of its own code that fails
+                    record_shapes(graph, self.batch)
+            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+                raise _FailedRewriteError(rewrite, error) from error
             used.append(rewrite)
-            graph.graph.eliminate_dead_code()
-            graph.graph.lint()
-            record_shapes(graph, batch)
-    graph.recompile()
-    graph.delete_all_unused_submodules()
-    return graph, tuple(used)
+        graph.recompile()
+        graph.delete_all_unused_submodules()
+        return graph, tuple(used)
+
+
+class _FailedRewriteError(Exception):
+    """A rewrite that raised ``error``, or left a graph that does."""
+
+    def __init__(self, rewrite: Rewrite, error: Exception) -> None:
+        super().__init__(rewrite.__name__)
+        self.rewrite, self.error = rewrite, error
 
 
 def _listed(used: tuple[Rewrite, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
@@ -16,8 +17,6 @@ from cpupack.stages.capture.rewrites import Rewrite
 
 _TOLERANCE = 1e-3
 """Folding reorders FP32 sums; more than this share of the largest output means a wrong graph."""
-
-
 _OTHERS = 1e-7
 """An output that is zero but for rounding may differ by that share of the largest of all outputs."""
 _REPEATS = 8
@@ -40,6 +39,14 @@ def _answer(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         result: torch.Tensor = module(batch.clone())  # the model may work in place
     return result.float()
+
+
+@dataclass(frozen=True)
+class WrongRewrite:
+    """A rewrite that changes the model's answer, and by how much."""
+
+    rewrite: Rewrite
+    difference: float
 
 
 class Proof:
@@ -79,16 +86,19 @@ class Proof:
             hint="look for a mean, a softmax or other statistics over dimension 0, the batch. " + HINT,
         )
 
-    def check_graph(
+    def wrong_rewrite(
         self,
         graph: fx.GraphModule,
         used: tuple[Rewrite, ...],
         rewritten: Callable[[tuple[Rewrite, ...]], fx.GraphModule],
-    ) -> None:
-        """Raise ModelError with the cause where ``graph`` differs; ``rewritten`` makes it with some of the rewrites."""
+    ) -> WrongRewrite | None:
+        """Return the rewrite because of which ``graph`` differs; ``rewritten`` makes it with some of them.
+
+        Raises ModelError where it differs for another cause.
+        """
         wrong = self._differing(graph)
         if wrong is None or not self._finite:
-            return
+            return None
         size, difference = wrong
         self._refuse_random()
         if self._differing(rewritten(())) is not None:
@@ -98,18 +108,10 @@ class Proof:
                 f"internal: the exported graph differs from the model by {difference:.3g} with a batch of {size}",
                 hint="this is a fault of cpupack, please report the model. " + HINT,
             )
-        guilty = next(
-            (
-                each.__name__
-                for count, each in enumerate(used, start=1)
-                if self._differing(rewritten(used[:count])) is not None
-            ),
-            "all together",
-        )
-        raise ModelError(
-            f"internal: the rewrite {guilty} changes the model's answer by {difference:.3g}",
-            hint="this is a fault of cpupack, please report the model. " + HINT,
-        )
+        for count, each in enumerate(used, start=1):
+            if self._differing(rewritten(used[:count])) is not None:
+                return WrongRewrite(each, difference)
+        return WrongRewrite(used[-1], difference)  # it is wrong after what follows the rewrites alone
 
     def _refuse_random(self) -> None:
         """Raise ModelError where the model gives several answers; few numbers may be dropped alike once or twice."""
