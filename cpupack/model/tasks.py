@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from cpupack.errors import ModelError
 from cpupack.recipe import Task
-from cpupack.runtime.signature import Signature
+from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tasks import detection, kinds
 from cpupack.runtime.tasks.base import Shapes
 from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW, SETTINGS, TaskSpec, default_kind
@@ -21,11 +22,11 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     Raises ModelError where they do not fit the kind, or a setting does not fit them.
     """
     outputs = {each.name: each.result_shape for each in signature.outputs}
-    applied = sorted({each.apply for each in signature.outputs if each.apply in {"softmax", "sigmoid"}})
     whole = next((each for each in signature.outputs if each.whole is not None), None)
     if task is None:
-        kind = default_kind(outputs) if whole is None else RAW
-        return TaskSpec.of(kind, scores="probabilities" if applied and kind == CLASSIFICATION else "logits")
+        kind = default_kind(outputs) if all(each.dtype == "float32" for each in signature.outputs) else RAW
+        applied = kind == CLASSIFICATION and signature.outputs[0].apply is not None
+        return TaskSpec.of(kind, scores="probabilities" if applied else "logits")
     if (problem := kinds.misfit(task.kind, outputs)) is not None:
         raise ModelError(
             f'[task] kind = "{task.kind}" {problem}',
@@ -38,6 +39,14 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
             hint=f'set kind = "raw", which gives it as it is; or leave it out: [[output]] name = "{whole.name}" with '
             "drop = true",
         )
+    for each in signature.outputs:
+        is_map = task.kind == "segmentation" and len(each.result_shape) == 2
+        if each.apply == "argmax" and task.kind != RAW and not is_map:
+            raise ModelError(
+                f'[task] kind = "{task.kind}" is of scores or other floats, and [[output]] makes numbers of classes of '
+                f'"{each.name}" (argmax)',
+                hint='leave out apply, or set kind = "raw", which gives them as they are',
+            )
     if task.kind in _IN_IMAGES and all(len(each.shape) < 3 for each in signature.inputs):
         raise ModelError(
             f'[task] kind = "{task.kind}" has its results in pixels of an image, and the model takes '
@@ -45,19 +54,39 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
             hint='set "raw" or "regression", which give the numbers as they are',
         )
     given = task.model_dump(exclude={"kind"}, exclude_none=True)
-    if applied and "scores" in SETTINGS[task.kind]:
-        if given.get("scores") == "logits":
-            raise ModelError(
-                f'[task] scores = "logits", but [[output]] applies {applied[0]}, which makes probabilities of them',
-                hint='leave out apply, or set scores = "probabilities"',
-            )
-        given["scores"] = "probabilities"
+    if "scores" in SETTINGS[task.kind]:
+        given |= _scores(task, signature.outputs)
     if task.kind == "detection":
         given["layout"] = _layout(task.layout, outputs)
     spec = TaskSpec.of(task.kind, **given)
     if (wrong := kinds.wrong_setting(spec, outputs)) is not None:
         raise ModelError(f"[task] {wrong[0]} {wrong[1]}")
     return spec
+
+
+def _scores(task: Task, outputs: Sequence[OutputSpec]) -> dict[str, str]:
+    """Return the setting ``scores`` where [[output]] makes probabilities of all scores, nothing where of none.
+
+    Boxes beside them may be made shares of the image in the same way, which says nothing of the scores. Raises
+    ModelError where the recipe says otherwise, or some scores are made probabilities and others are not.
+    """
+    beside = task.kind == "detection" and len(outputs) > 1
+    scores = [each for each in outputs if not beside or each.name in (detection.SCORES, detection.OBJECTNESS)]
+    applied = [each for each in scores if each.apply in ("softmax", "sigmoid")]
+    if not applied or task.scores == "probabilities":
+        return {}
+    if task.scores == "logits":
+        raise ModelError(
+            f'[task] scores = "logits", but [[output]] applies {applied[0].apply}, which makes probabilities of them',
+            hint='leave out apply, or set scores = "probabilities"',
+        )
+    if plain := [each.name for each in scores if each not in applied]:
+        raise ModelError(
+            f'[[output]] applies {applied[0].apply} to "{applied[0].name}" and nothing to "{plain[0]}", and [task] '
+            "scores is of both",
+            hint=f'set apply = "sigmoid" for both; or scores = "probabilities" if those of "{plain[0]}" are so already',
+        )
+    return {"scores": "probabilities"}
 
 
 def _remedy(kind: str, outputs: Shapes) -> str | None:
@@ -70,11 +99,18 @@ def _remedy(kind: str, outputs: Shapes) -> str | None:
     ]
     if len(outputs) == 1 or not found:
         return None
-    names = found[0]
+    names = max(found, key=lambda each: _alike(each, wanted))
     renamed = [f'name = "{old}" with rename = "{new}"' for old, new in zip(names, wanted, strict=True) if new]
     dropped = [f'name = "{each}" with drop = true' for each in outputs if each not in names]
-    several = f" ({len(found)} choices fit; this is the first)" if len(found) > 1 else ""
+    several = f" ({len(found)} choices fit; this is one)" if len(found) > 1 else ""
     return f"[[output]] tables: {'; '.join([*renamed, *dropped])}{several}"
+
+
+def _alike(names: Sequence[str], wanted: Sequence[str]) -> int:
+    """Return how well names suit what they would become: logits are no boxes, whatever their shape."""
+    words = {"boxes": ("box",), "scores": ("score", "logit", "class", "cls", "conf", "prob")}
+    pairs = zip(names, wanted, strict=True)
+    return sum(any(word in name.lower() for word in words.get(new, ())) for name, new in pairs)
 
 
 def _layout(given: str | None, outputs: Shapes) -> str:

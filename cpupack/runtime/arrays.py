@@ -27,10 +27,20 @@ def load_npy(path: Path | IO[bytes]) -> npt.NDArray[Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UNREADABLE as error:
-        raise InputError(f"{path} is not an .npy file of numbers, which this model takes: {error}") from error
+        why = why_unread(error)
+        raise InputError(f"{path} is not an .npy file of numbers, which this model takes: {why}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an archive of arrays; this model takes one .npy file an input")
     return array
+
+
+def why_unread(error: BaseException) -> str:
+    """Return what numpy says of a file that is no array.
+
+    Any other file is a pickle to numpy, and it says how to load it, which would run what is in it.
+    """
+    text = str(error)
+    return "it does not begin as one" if "allow_pickle" in text and "Object arrays" not in text else text
 
 
 def array_in(archive: Any, name: str) -> npt.NDArray[Any]:

@@ -85,7 +85,7 @@ class Chunks:
                 yield from self._cut(lambda count: np.frombuffer(_whole(file.readframes(count), _INT16), _INT16))
         except (wave.Error, EOFError, RuntimeError, struct.error) as error:  # RuntimeError: of a size beyond the file
             raise InputError(
-                f"{name} is no .wav file of whole numbers: {error or 'it ends too early'}; "
+                f"{name} is no .wav file of whole numbers: {str(error) or 'it ends too early'}; "
                 "give other sound as raw values (--raw float32)"
             ) from error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import array_in, load_npy
+from .arrays import array_in, load_npy, why_unread
 from .errors import InputError
 from .files import UNREADABLE
 from .images.paths import check_path, path_errors
@@ -87,7 +87,7 @@ def read_archive(path: Path) -> dict[str, Array]:
             found = np.load(file, allow_pickle=False)
             return {name: array_in(found, name) for name in found.files}
         except _UNREADABLE as error:
-            raise InputError(f"{path} is not an .npz file of arrays: {error}") from error
+            raise InputError(f"{path} is not an .npz file of arrays: {why_unread(error)}") from error
 
 
 def load_value(spec: TensorSpec, value: Any) -> Array:

@@ -221,8 +221,12 @@ def _coco(presenter: Presenter, outputs: Mapping[str, Array], targets: Array, nu
     if targets.ndim != 3 or targets.shape[2] not in {5, 6}:
         raise _wrong("map", "boxes (n, most, 5): two corners in pixels of the input, and the class", targets)
     shapes = {name: each.shape[1:] for name, each in outputs.items()}
-    count = None if presenter.anchors is not None else label_count(shapes, presenter.spec)
-    _check_classes("map", targets[..., 4], count, "the boxes")
+    _check_classes("map", targets[..., 4], label_count(shapes, presenter.spec), "the boxes")
+    if presenter.first_class and (targets[..., 4] == 0).any():
+        raise VerificationError(
+            "[evaluation] metric map: the boxes have class 0, which stands for nothing, so none could be found",
+            hint="number the classes from 1, or give [model] labels with a first one for nothing",
+        )
     _check_boxes(np.asarray(targets, np.float64), presenter.input_size)
     presenter = presenter.with_threshold(_LOW_SCORE)
     truths: list[dict[str, Any]] = []

@@ -208,10 +208,10 @@ def test_unusable_arrays(arrays: Runner, tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "short.npy", np.zeros((3, 8, 8), np.float32))
     for name, message in {
-        "notes.npy": "is not an .npy file",
+        "notes.npy": "is not an .npy file of numbers, which this model takes: it does not begin as one$",
         "empty.npy": "is not an .npy file",
         "archive.npy": "is not an .npy file",
-        "objects.npy": "is not an .npy file",
+        "objects.npy": "is not an .npy file .*: Object arrays cannot be loaded",
         "several.npz": "is an archive of arrays",
         "short.npy": r"short\.npy: got float32 \(3, 8, 8\); expected one input, float32 \(3, 16, 16\)",
         "gone.npy": "no such file",

@@ -138,7 +138,7 @@ def test_json_is_one_object_of_all_chunks(call: Call) -> None:
         (["one.npy"], "expected (chunks, 1, 4); add a first dimension for its only chunk"),
         (["other.npz"], 'no input "x"; it has sound, gain'),
         (["two.npz"], "different numbers of chunks"),
-        (["noise.wav"], "noise.wav is no .wav file"),
+        (["noise.wav"], "noise.wav is no .wav file of whole numbers: it ends too early; give"),
         (["stereo.wav"], "stereo.wav has 2 channels of 16 bits; a .wav file must have one"),
         (["nan.npy"], "sample 0 has nan"),
     ],

@@ -156,3 +156,50 @@ def test_boxes_lie_in_the_frames_of_a_video_and_in_no_table() -> None:
         for shape in ((1, 800), (16,), ()):
             with pytest.raises(ModelError, match="in pixels of an image, and the model takes x float32"):
                 task_of(Task.model_validate({"kind": kind}), Signature((TensorSpec("x", shape),), specs))
+
+
+def test_what_is_applied_to_boxes_says_nothing_of_the_scores() -> None:
+    """DETR's boxes before their sigmoid: logits beside them were taken for probabilities."""
+
+    def scores(kind: str = "detection", given: str | None = None, **applied: str) -> str:
+        shapes = {name: (8, 4) if name == "boxes" else (8, 3) if name == "scores" else (8,) for name in applied}
+        specs = tuple(OutputSpec(name, shapes[name], apply or None) for name, apply in applied.items())
+        of = Signature((TensorSpec(INPUT, (3, SIZE, SIZE)),), specs)
+        return task_of(Task.model_validate({"kind": kind} | ({"scores": given} if given else {})), of).scores
+
+    assert scores(boxes="sigmoid", scores="") == "logits"
+    assert scores(boxes="sigmoid", scores="", given="logits") == "logits"
+    assert scores(boxes="sigmoid", scores="sigmoid") == "probabilities"
+    assert scores(boxes="", scores="sigmoid", objectness="sigmoid") == "probabilities"
+    assert scores(boxes="", scores="sigmoid", objectness="", given="probabilities") == "probabilities"
+    with pytest.raises(ModelError, match='applies sigmoid to "scores" and nothing to "objectness"'):
+        scores(boxes="", scores="sigmoid", objectness="")
+    with pytest.raises(ModelError, match="applies softmax, which makes probabilities"):
+        scores(boxes="", scores="softmax", given="logits")
+
+
+def test_numbers_of_classes_are_no_scores() -> None:
+    """Class 2 of a box would be a logit of 2, and labels of tokens one row of scores."""
+    image = (TensorSpec(INPUT, (3, SIZE, SIZE)),)
+    for kind, specs in (
+        ("detection", (OutputSpec("boxes", (8, 4)), OutputSpec("scores", (8, 3), "argmax", 2))),
+        ("multilabel", (OutputSpec("output", (5, 2), "argmax", 2),)),
+        ("regression", (OutputSpec("output", (5,), "argmax", 1),)),
+    ):
+        words = f'kind = "{kind}" is of scores or other floats, and .* "{specs[-1].name}"'
+        with pytest.raises(ModelError, match=words):
+            task_of(Task.model_validate({"kind": kind}), Signature(image, specs))
+    maps = Signature(image, (OutputSpec("output", (5, 8, 8), "argmax", 1),))
+    assert task_of(Task(kind="segmentation"), maps).kind == "segmentation"
+    assert task_of(None, Signature(image, (OutputSpec("output", (5, 2), "argmax", 2),))).kind == "raw"
+    assert task_of(None, Signature(image, (OutputSpec("output", (5, 2), "argmax", 1),))).kind == "raw"
+    assert task_of(None, Signature(image, (OutputSpec("output", (5,), "softmax"),))).scores == "probabilities"
+
+
+def test_of_outputs_with_equal_shapes_the_names_tell_the_boxes() -> None:
+    """DETR with three classes gives (n, 4) twice."""
+    with pytest.raises(ModelError) as caught:
+        task_of(Task(kind="detection"), signature(pred_logits=BOXES, pred_boxes=BOXES))
+    assert 'name = "pred_boxes" with rename = "boxes"; name = "pred_logits" with rename = "scores"' in (
+        caught.value.hint or ""
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from cpupack import accuracy
 from cpupack.artifacts import FloatModel
 from cpupack.errors import RecipeError, VerificationError
 from cpupack.runtime.signature import INPUT, OutputSpec, Signature
+from cpupack.runtime.tasks.decode import Anchors
 from cpupack.runtime.tasks.spec import TaskSpec
 from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.tasks.likeness import common_boxes, likeness, same_decisions
@@ -58,6 +60,27 @@ def test_map_is_the_mean_over_the_classes_and_the_ious() -> None:
         whole(both, np.full((1, 1, 5), -1.0))
     with pytest.raises(VerificationError, match=r"compares with boxes \(n, most, 5\)"):
         whole(both, np.zeros(1))
+
+
+def test_boxes_of_a_class_that_cannot_be_found_are_refused() -> None:
+    """They would be missed by FP32 and INT8 alike, and no word said."""
+    pytest.importorskip("pycocotools")
+
+    def target(index: int) -> np.ndarray[Any, Any]:
+        return np.array([[[0, 0, 4, 4, index]]], np.float32)
+
+    found = boxes((0, 0, 4, 4, 1, 0.9))
+    first = model("detection", {"boxes": (3, 4), "scores": (3, 2)}, scores="probabilities", background=True)
+    with pytest.raises(VerificationError, match="the boxes have class 0, which stands for nothing"):
+        task_metric("map", first, resampled=False)(found, target(0))
+    assert task_metric("map", first, resampled=False)(found, target(1)) == pytest.approx(1.0)
+    anchors = Anchors(np.array([[0, 0, 4, 4]] * 3, np.float32), (1.0, 1.0, 1.0, 1.0), (3,), 10)
+    for decoder, unknown in (("ssd", 0), ("ssd", 2), ("retinanet", 2)):
+        of = dataclasses.replace(
+            model("detection", {"boxes": (3, 4), "scores": (3, 2)}, decoder=decoder), anchors=anchors
+        )
+        with pytest.raises(VerificationError, match=f"the boxes have class {unknown}"):
+            task_metric("map", of, resampled=False)(boxes(), target(unknown))
 
 
 @pytest.mark.parametrize(

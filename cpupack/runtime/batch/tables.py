@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..arrays import why_unread
 from ..errors import InputError
 from ..files import UNREADABLE
 from ..names import files_below
@@ -235,7 +236,7 @@ def _npy(data: bytes) -> Any:
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
     except UNREADABLE as error:
-        raise InputError(f"the bytes are no .npy file of numbers: {error}") from error
+        raise InputError(f"the bytes are no .npy file of numbers: {why_unread(error)}") from error
 
 
 def _opened(path: Path) -> pq.ParquetFile:

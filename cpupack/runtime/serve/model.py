@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import why_unread
 from ..bench.server import shapes_up_to
 from ..errors import InputError, RunnerError
 from ..files import GOLDEN_NAME, UNREADABLE
@@ -388,7 +389,7 @@ def _read_npy(item: Buffer) -> npt.NDArray[Any]:
     try:
         array = np.load(io.BytesIO(item), allow_pickle=False)
     except UNREADABLE as error:
-        raise InputError(f"the body is not an .npy file of numbers: {error}") from None
+        raise InputError(f"the body is not an .npy file of numbers: {why_unread(error)}") from None
     if not isinstance(array, np.ndarray):
         raise InputError("the body is an archive of arrays; send one .npy file")
     return array

@@ -124,6 +124,11 @@ class DetectionPresenter:
         rows = rows[: self.spec.max_detections]
         return Candidates(candidates.boxes[rows], candidates.scores[rows], candidates.classes[rows])
 
+    @property
+    def first_class(self) -> int:
+        """The first class that can be found: 1 where class 0 stands for nothing."""
+        return int(self.spec.background is True or self.spec.decoder in (decode.SSD, decode.FASTER_RCNN))
+
     def with_threshold(self, threshold: float) -> DetectionPresenter:
         """Return the same with another threshold, such as the low one that a mean average precision needs."""
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, threshold=threshold))
@@ -138,7 +143,7 @@ class DetectionPresenter:
         chances = softmax(scores) if softmaxed else probabilities(scores, self.spec.scores)
         if objects is not None:
             chances = chances * probabilities(objects, self.spec.scores)
-        first, end = int(self.spec.background is True), chances.shape[1] - int(self.spec.background == LAST)
+        first, end = self.first_class, chances.shape[1] - int(self.spec.background == LAST)
         corners = clipped(to_corners(boxes, self.spec.box_format, *self.input_size), *self.input_size)
         chosen = chances[:, first:end].astype(np.float32)
         return Candidates.joined(decode.per_class(corners, chosen, threshold, MOST_OF_A_CLASS, first))
