@@ -18,13 +18,17 @@ Outputs = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Sums:
-    """A metric of sums. ``of_samples`` gives counts ``(n, ...)`` of outputs and targets, ``value`` the metric of their
-    sum, NaN where that has nothing to measure."""
+OfRows = Callable[[Rows], float]
+"""A metric as a function of rows of samples, NaN where the drawn ones have nothing to measure."""
+Prepare = Callable[[Outputs, npt.NDArray[Any]], OfRows]
 
-    of_samples: Callable[[Outputs, npt.NDArray[Any]], npt.NDArray[Any]]
-    value: Callable[[npt.NDArray[Any]], float]
+
+def of_sums(counts: npt.NDArray[Any], value: Callable[[npt.NDArray[Any]], float]) -> OfRows:
+    """Return the metric ``value`` of the sum over samples of counts ``(n, ...)``.
+
+    It is NaN where the sum has nothing to measure. A sample that is drawn twice does not see itself.
+    """
+    return lambda rows: value(counts[rows].sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -32,24 +36,23 @@ class Metric:
     """A user's metric.
 
     ``name`` is the text in the recipe. ``goal`` says which values are better, ``max`` or ``min``. ``resampled`` asks
-    for intervals, which take some thousand calls. ``sums`` is the metric as a function of sums over samples, where it
-    is one: a draw is then a sum, and a sample that is drawn twice does not see itself.
+    for intervals, which take some thousand draws of the samples. ``prepare`` does what needs to be done once for all
+    draws; without it each draw is a call of the function.
     """
 
     name: str
     goal: str
     function: Callable[..., Any]
     resampled: bool = False
-    sums: Sums | None = None
+    prepare: Prepare | None = None
 
-    def measure(self, outputs: Callable[[Rows], Outputs], targets: npt.NDArray[Any]) -> Callable[[Rows], float]:
+    def measure(self, outputs: Callable[[Rows], Outputs], targets: npt.NDArray[Any]) -> OfRows:
         """Return the metric as a function of rows of samples, NaN where the drawn ones have nothing to measure.
 
         ``outputs`` gives the outputs of rows.
         """
-        if (sums := self.sums) is not None:
-            counts = sums.of_samples(outputs(np.arange(len(targets))), targets)
-            return lambda rows: sums.value(counts[rows].sum(axis=0))
+        if self.prepare is not None:
+            return self.prepare(outputs(np.arange(len(targets))), targets)
 
         def measured(rows: Rows) -> float:
             try:

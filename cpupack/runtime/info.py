@@ -256,7 +256,8 @@ def _accuracy(accuracy: dict[str, Any]) -> str | None:
     if accuracy.get("sqnr_db") is not None:
         parts.append(f"SQNR {accuracy['sqnr_db']:.1f} dB against FP32")
     if accuracy.get("agreement") is not None:
-        parts.append(f"same class as FP32 for {accuracy['agreement']:.1%}")
+        pixels = " of the pixels" if accuracy.get("likeness") is not None else ""
+        parts.append(f"same class as FP32 for {accuracy['agreement']:.1%}{pixels}")
     on = f", on {accuracy['samples']} samples of {accuracy['data']}" if accuracy.get("data") else ""
     return ", ".join(parts) + on if parts else None
 

@@ -5,9 +5,8 @@ Each compares what the runner gives, ``(n, ...)``, with targets ``(n, ...)``, by
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from cpupack.accuracy import likenesses
 from cpupack.artifacts import FloatModel
 from cpupack.errors import RecipeError, VerificationError
-from cpupack.metric import Metric, Outputs, Sums
+from cpupack.metric import Metric, OfRows, Outputs, of_sums
 from cpupack.recipe.metrics import known_metric, recall_at
 from cpupack.runtime.tasks import kinds
 from cpupack.runtime.tasks.answers import input_size
@@ -26,6 +25,7 @@ from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.regression import RegressionPresenter
 from cpupack.runtime.tasks.segmentation import SegmentationPresenter
 from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.tasks.precision import matches
 
 Array = npt.NDArray[Any]
 _LOW_SCORE = 0.01
@@ -53,36 +53,24 @@ def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
     presenter = presenter_of(model)
     own = model.signature.outputs[0].name
 
-    def by_name(outputs: Outputs) -> Mapping[str, Array]:
-        return outputs if isinstance(outputs, dict) else {own: outputs}
-
-    def found(outputs: Outputs, targets: Array) -> npt.NDArray[np.float64]:
-        hits = recalled(by_name(outputs)[own], targets, recall_at(name))
-        return np.stack([np.nan_to_num(hits), ~np.isnan(hits)], axis=1)
-
-    def overlaps(outputs: Outputs, targets: Array) -> npt.NDArray[np.int64]:
-        return class_overlaps(presenter, by_name(outputs), targets)
+    def prepare(outputs: Outputs, targets: Array) -> OfRows:
+        named = outputs if isinstance(outputs, dict) else {own: outputs}
+        if known.kind == "embedding":
+            return of_sums(recalls(named[own], targets, recall_at(name)), share)
+        return _PREPARED[name](presenter, named, targets)
 
     def function(outputs: Outputs, targets: Array) -> float:
-        if known.kind == "embedding":
-            return share(found(outputs, targets).sum(axis=0))
-        return _FUNCTIONS[name](presenter, by_name(outputs), targets)
+        found = prepare(outputs, targets)(np.arange(len(targets)))
+        if np.isnan(found):
+            raise VerificationError(f"[evaluation] metric {name}: {_NOTHING[known.kind]}")
+        return found
 
-    sums = {"embedding": Sums(found, share), "segmentation": Sums(overlaps, iou_of)}.get(known.kind)
-    return Metric(name, known.goal, function, resampled, sums)
+    return Metric(name, known.goal, function, resampled, prepare)
 
 
 def share(counts: Array) -> float:
     """Return the first count as a share of the second, NaN of none."""
     return float(counts[0] / counts[1]) if counts[1] else float("nan")
-
-
-def mean_iou(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
-    """Return the mean over classes of intersection over union of all pixels, without classes that occur nowhere."""
-    found = iou_of(class_overlaps(presenter, outputs, targets).sum(axis=0))
-    if np.isnan(found):
-        raise VerificationError("[evaluation] metric miou: no pixel of the masks has a class")
-    return found
 
 
 def iou_of(counts: Array) -> float:
@@ -138,19 +126,25 @@ def _most_classes(outputs: Mapping[str, Array]) -> int:
     return int(max(scores.shape[1] - 1, 1)) if scores.ndim == 4 else int(np.rint(scores.max(initial=0)))
 
 
-def mean_absolute_error(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
-    """Return the mean of |value - target|, in the units of the values: outputs are scaled as ``predict`` does."""
+def absolute_errors(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> npt.NDArray[np.float64]:
+    """Return the sum of |value - target| and the number of values of each sample ``(n, 2)``.
+
+    They are in the units of the values: outputs are scaled as ``predict`` does.
+    """
     assert isinstance(presenter, RegressionPresenter)
     (rows,) = outputs.values()
     found = np.array([[value.value for value in presenter.present({"": row}, None).values] for row in rows])
     expected = np.asarray(targets, np.float64).reshape(len(targets), -1)
     if expected.shape != found.shape:
         raise _wrong("mae", f"{found.shape[1]} values for each sample", targets)
-    return float(np.abs(found - expected).mean())
+    return np.stack([np.abs(found - expected).sum(axis=1), np.full(len(found), found.shape[1])], axis=1)
 
 
-def f1(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
-    """Return F1 over all labels of all samples (micro). ``targets`` ``(n, labels)`` are 0 or 1."""
+def labels_in_common(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> npt.NDArray[np.int64]:
+    """Return of each sample ``(n, 2)`` the labels that are right, and the found and the true ones together.
+
+    ``targets`` ``(n, labels)`` are 0 or 1.
+    """
     (rows,) = outputs.values()
     given = np.asarray(targets).reshape(len(targets), -1)
     if not np.isin(given, (0, 1)).all():
@@ -165,9 +159,19 @@ def f1(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> fl
     for row, values in enumerate(rows):
         for label in presenter.present({"": values}, None).labels:
             found[row, label.index] = True
-    right = int((found & expected).sum())
-    total = int(found.sum() + expected.sum())
-    return 2.0 * right / total if total else 1.0
+    return np.stack([(found & expected).sum(axis=1), found.sum(axis=1) + expected.sum(axis=1)], axis=1)
+
+
+def f1_of(counts: Array) -> float:
+    """Return F1 over all labels of all samples (micro), of the sum of ``labels_in_common``."""
+    right, total = counts
+    return float(2.0 * right / total) if total else 1.0
+
+
+def recalls(vectors: Array, classes: Array, k: int) -> npt.NDArray[np.float64]:
+    """Return what ``recalled`` does, and whether the sample counts, ``(n, 2)``."""
+    hits = recalled(vectors, classes, k)
+    return np.stack([np.nan_to_num(hits), ~np.isnan(hits)], axis=1)
 
 
 def recalled(vectors: Array, classes: Array, k: int) -> npt.NDArray[np.float64]:
@@ -194,29 +198,12 @@ def recalled(vectors: Array, classes: Array, k: int) -> npt.NDArray[np.float64]:
     return hits
 
 
-def mean_average_precision(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
-    """Return COCO's mean average precision, over IoU from 0.5 to 0.95."""
-    return _coco(presenter, outputs, targets, 0)
-
-
-def mean_average_precision_50(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
-    """Return COCO's mean average precision at an IoU of 0.5."""
-    return _coco(presenter, outputs, targets, 1)
-
-
-def _coco(presenter: Presenter, outputs: Mapping[str, Array], targets: Array, number: int) -> float:
-    """Return one of pycocotools' statistics.
+def detected(ious: slice, presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> OfRows:
+    """Return COCO's mean average precision over ``ious`` of 0.5, 0.55 to 0.95, as a function of the images.
 
     ``targets`` ``(n, most, 5)`` are xmin, ymin, xmax, ymax in pixels of the model's input, and the class, below 0 where
     an image has fewer boxes. A sixth column is 1 for a box around a crowd.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ModuleNotFoundError as error:
-        raise VerificationError(
-            "[evaluation] metric map needs pycocotools", hint='pip install "cpupack[metrics]"'
-        ) from error
     assert isinstance(presenter, DetectionPresenter)
     if targets.ndim != 3 or targets.shape[2] not in {5, 6}:
         raise _wrong("map", "boxes (n, most, 5): two corners in pixels of the input, and the class", targets)
@@ -234,27 +221,14 @@ def _coco(presenter: Presenter, outputs: Mapping[str, Array], targets: Array, nu
     for row, boxes in enumerate(np.asarray(targets, np.float64)):
         for box in boxes[boxes[:, 4] >= 0]:
             crowd = int(box[5]) if len(box) == 6 else 0
-            truths.append({"id": len(truths) + 1, "image_id": row, "iscrowd": crowd, **_boxed(box[:4], int(box[4]))})
+            truths.append({"image_id": row, "iscrowd": crowd, **_boxed(box[:4], int(box[4]))})
         kept = presenter.kept({name: each[row] for name, each in outputs.items()})
         for box, score, index in zip(kept.boxes, kept.scores, kept.classes.tolist(), strict=True):
             found.append({"image_id": row, "score": float(score), **_boxed(box, index)})
     if not truths:
-        raise VerificationError("[evaluation] metric map: the targets have no boxes")
-    if not found:
-        return 0.0
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress and tables
-        truth = COCO()
-        truth.dataset = {
-            "images": [{"id": row} for row in range(len(targets))],
-            "annotations": truths,
-            "categories": [{"id": each} for each in sorted({one["category_id"] for one in truths + found})],
-        }
-        truth.createIndex()
-        judged = COCOeval(truth, truth.loadRes(found), "bbox")
-        judged.evaluate()
-        judged.accumulate()
-        judged.summarize()
-    return float(judged.stats[number])
+        raise VerificationError(f"[evaluation] metric map: {_NOTHING['detection']}")
+    matched = matches(truths, found, len(targets))
+    return lambda rows: matched.mean_average_precision(rows, ious)
 
 
 def _check_boxes(targets: Array, size: tuple[int, int]) -> None:
@@ -291,10 +265,20 @@ def _wrong(name: str, needed: str, targets: Array) -> VerificationError:
     )
 
 
-_FUNCTIONS: Mapping[str, Callable[[Presenter, Mapping[str, Array], Array], float]] = {
-    "map": mean_average_precision,
-    "map50": mean_average_precision_50,
-    "miou": mean_iou,
-    "mae": mean_absolute_error,
-    "f1": f1,
+def _sums(
+    of_samples: Callable[[Presenter, Mapping[str, Array], Array], Array], value: Callable[[Array], float]
+) -> Callable[[Presenter, Mapping[str, Array], Array], OfRows]:
+    def prepare(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> OfRows:
+        return of_sums(of_samples(presenter, outputs, targets), value)
+
+    return prepare
+
+
+_PREPARED: Mapping[str, Callable[[Presenter, Mapping[str, Array], Array], OfRows]] = {
+    "map": partial(detected, slice(None)),
+    "map50": partial(detected, slice(1)),
+    "miou": _sums(class_overlaps, iou_of),
+    "mae": _sums(absolute_errors, share),
+    "f1": _sums(labels_in_common, f1_of),
 }
+_NOTHING = {"detection": "the targets have no boxes", "segmentation": "no pixel of the masks has a class"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import zipfile
@@ -116,6 +117,8 @@ def test_the_warning_names_three_layers_and_what_to_try() -> None:
     assert "body.3" not in text
     assert 'skip = ["body.1", "body.2"]' in text  # body.0 is a function call, which skip cannot name
     assert "recover = true" in text
+    maps = dataclasses.replace(made_up(agreement=0.8).report, likeness=0.7, likeness_name="mean IoU of the classes")
+    assert "the same class as FP32 on 80% of the pixels" in loss_of(maps, LAYERS, **FACTS).finding
     assert "SQNR" not in loss_of(made_up(agreement=0.8).report, LAYERS, **FACTS).finding
 
 

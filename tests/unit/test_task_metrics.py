@@ -16,8 +16,10 @@ from cpupack.runtime.signature import INPUT, OutputSpec, Signature
 from cpupack.runtime.tasks.decode import Anchors
 from cpupack.runtime.tasks.spec import TaskSpec
 from cpupack.runtime.tensor_spec import TensorSpec
+from cpupack.tasks import metrics
 from cpupack.tasks.likeness import common_boxes, likeness, same_decisions
 from cpupack.tasks.metrics import presenter_of, task_metric
+from cpupack.tasks.precision import matches
 
 SIZE = 10
 
@@ -81,6 +83,85 @@ def test_boxes_of_a_class_that_cannot_be_found_are_refused() -> None:
         )
         with pytest.raises(VerificationError, match=f"the boxes have class {unknown}"):
             task_metric("map", of, resampled=False)(boxes(), target(unknown))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_map_is_that_of_pycocotools(seed: int) -> None:
+    """On random boxes with crowds, images without any, and a class that only one side has."""
+    random = np.random.default_rng(seed)
+    count, most = 12, 30
+    low = random.uniform(0, 6, (count, most, 2)).round()
+    found = np.concatenate([low, low + random.integers(1, 5, (count, most, 2))], axis=2).astype(np.float32)
+    scores = random.uniform(0, 1, (count, most, 3)).round(2).astype(np.float32)  # some are equal
+    targets = np.full((count, 9, 6), -1.0)
+    for row in range(2, count):
+        boxes_of = found[row, : 1 + row % 9, :4]
+        targets[row, : len(boxes_of), :4] = boxes_of + random.uniform(0, 0.4, boxes_of.shape)
+        targets[row, : len(boxes_of), 4] = random.integers(0, 2, len(boxes_of))
+        targets[row, : len(boxes_of), 5] = random.random(len(boxes_of)) < 0.3
+    of = model("detection", {"boxes": (most, 4), "scores": (most, 3)}, scores="probabilities", nms_iou=0.7)
+    presenter: Any = presenter_of(of)
+    outputs = {"boxes": found, "scores": scores}
+    rows = random.integers(0, count, count)
+    for chosen in (np.arange(count), rows):
+        drawn = {name: each[chosen] for name, each in outputs.items()}
+        expected = judged_by_pycocotools(presenter, drawn, targets[chosen])
+        for name, value in zip(("map", "map50"), expected, strict=True):
+            metric = task_metric(name, of, resampled=True)
+            assert metric(drawn, targets[chosen]) == pytest.approx(value, abs=1e-12)
+            measure = metric.measure(lambda each: {key: value[each] for key, value in outputs.items()}, targets)
+            assert measure(chosen) == pytest.approx(value, abs=1e-12)
+
+
+def judged_by_pycocotools(presenter: Any, outputs: dict[str, Any], targets: Any) -> tuple[float, float]:
+    coco = pytest.importorskip("pycocotools.coco")
+    judge = pytest.importorskip("pycocotools.cocoeval")
+
+    def boxed(row: int, box: Any, index: float) -> dict[str, Any]:
+        left, top, right, bottom = map(float, box)
+        size = [right - left, bottom - top]
+        return {"image_id": row, "category_id": int(index), "bbox": [left, top, *size], "area": size[0] * size[1]}
+
+    truth = coco.COCO()
+    truths = [
+        {**boxed(row, box[:4], box[4]), "iscrowd": int(box[5])}
+        for row, boxes_of in enumerate(targets)
+        for box in boxes_of
+        if box[4] >= 0
+    ]
+    found = []
+    for row in range(len(targets)):
+        kept = presenter.with_threshold(0.01).kept({name: each[row] for name, each in outputs.items()})
+        for box, score, index in zip(kept.boxes, kept.scores, kept.classes, strict=True):
+            found.append({**boxed(row, box, index), "score": float(score)})
+    truth.dataset = {
+        "images": [{"id": row} for row in range(len(targets))],
+        "annotations": [{**each, "id": number} for number, each in enumerate(truths, 1)],
+        "categories": [{"id": each} for each in range(3)],
+    }
+    truth.createIndex()
+    judged = judge.COCOeval(truth, truth.loadRes(found), "bbox")
+    judged.evaluate()
+    judged.accumulate()
+    judged.summarize()
+    return float(judged.stats[0]), float(judged.stats[1])
+
+
+def test_intervals_of_a_map_match_the_boxes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 36 images with 512 boxes each, a thousand draws took an hour: each matched all boxes again."""
+    pytest.importorskip("pycocotools")
+    calls = []
+    monkeypatch.setattr(metrics, "matches", lambda *given: calls.append(1) or matches(*given))
+    targets = np.tile(np.array([[[0, 0, 4, 4, 0]]], np.float32), (4, 1, 1))
+    outputs = {name: np.tile(each, (4, 1, 1)) for name, each in boxes((0, 0, 4, 4, 0, 0.9)).items()}
+    targets[3, 0, 2:4] = 9  # the box that was found is not this one
+    measure = task_metric("map", DETECTOR, resampled=True).measure(
+        lambda rows: {name: each[rows] for name, each in outputs.items()}, targets
+    )
+    low, high = accuracy.bootstrap_interval(measure, 4)
+    assert 0.0 < measure(np.array([3, 3, 3, 0])) <= low <= measure(np.array([0, 3, 3, 3])) < 0.3
+    assert high == pytest.approx(1.0)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

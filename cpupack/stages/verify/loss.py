@@ -32,12 +32,14 @@ class Loss:
     """How far INT8 is from FP32 and why. ``worst_layers`` has the worst first, ``advice`` the best first.
 
     ``worst_layers`` is None with random weights: which of their layers lose most says nothing about trained ones.
+    ``agreement`` is a share of samples, or of the pixels of a segmentation.
     """
 
     sqnr_db: float
     agreement: float | None
     worst_layers: tuple[LayerLoss, ...] | None
     advice: tuple[str, ...]
+    of_pixels: bool = False
 
     @property
     def text(self) -> str:
@@ -52,7 +54,8 @@ class Loss:
         if not self.sqnr_db >= LOW_SQNR_DB:
             parts.append(f"SQNR {self.sqnr_db:.1f} dB, below {LOW_SQNR_DB:g}")
         if self.agreement is not None and self.agreement < LOW_AGREEMENT:
-            parts.append(f"the same class as FP32 on {self.agreement:.0%} of the samples, below {LOW_AGREEMENT:.0%}")
+            what = "pixels" if self.of_pixels else "samples"
+            parts.append(f"the same class as FP32 on {self.agreement:.0%} of the {what}, below {LOW_AGREEMENT:.0%}")
         return f"INT8 IS FAR FROM FP32: {' and '.join(parts)}"
 
 
@@ -99,7 +102,7 @@ def loss_of(
         advice.append(f"[quantize] recover = true with min_sqnr_db = {LOW_SQNR_DB:g} in [evaluation]")
         if not dynamic:
             advice.append('[quantize] equalize = true or rounding = "adaround"')
-    return Loss(report.sqnr_db, report.agreement, worst, tuple(advice))
+    return Loss(report.sqnr_db, report.agreement, worst, tuple(advice), of_pixels=report.likeness is not None)
 
 
 def _quoted(name: str) -> str:
