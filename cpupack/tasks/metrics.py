@@ -61,7 +61,7 @@ def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
 
     def function(outputs: Outputs, targets: Array) -> float:
         found = prepare(outputs, targets)(np.arange(len(targets)))
-        if np.isnan(found):
+        if np.isnan(found) and known.kind in _NOTHING:
             raise VerificationError(f"[evaluation] metric {name}: {_NOTHING[known.kind]}")
         return found
 
@@ -123,7 +123,7 @@ def _classes_of_maps(outputs: Mapping[str, Array]) -> int | None:
 
 def _most_classes(outputs: Mapping[str, Array]) -> int:
     (scores,) = outputs.values()
-    return int(max(scores.shape[1] - 1, 1)) if scores.ndim == 4 else int(np.rint(scores.max(initial=0)))
+    return max(int(scores.shape[1] - 1 if scores.ndim == 4 else np.rint(scores.max(initial=0))), 1)
 
 
 def absolute_errors(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> npt.NDArray[np.float64]:
@@ -137,6 +137,9 @@ def absolute_errors(presenter: Presenter, outputs: Mapping[str, Array], targets:
     expected = np.asarray(targets, np.float64).reshape(len(targets), -1)
     if expected.shape != found.shape:
         raise _wrong("mae", f"{found.shape[1]} values for each sample", targets)
+    if not np.isfinite(expected).all():
+        sample = int(np.flatnonzero(~np.isfinite(expected).all(axis=1))[0])
+        raise VerificationError(f"[evaluation] metric mae: the targets of sample {sample} are not all finite")
     return np.stack([np.abs(found - expected).sum(axis=1), np.full(len(found), found.shape[1])], axis=1)
 
 

@@ -188,6 +188,8 @@ def test_mean_iou_leaves_out_what_is_unknown() -> None:
     # Class 0: 2 in common of 3. Class 1: 1 of 2.
     assert metric(scores, np.array([[[1, 0], [0, 0]]])) == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert metric(scores, np.array([[[1, 255], [0, 0]]])) == 1.0
+    alone = task_metric("miou", model("segmentation", {"output": (1, 2)}), resampled=False)  # of one class, squeezed
+    assert alone(np.array([[[0.3, -0.2]]], np.float32), np.array([[[0, 0]]])) == pytest.approx((1 / 2 + 0) / 2)
     with pytest.raises(VerificationError, match="the masks have class 128, and the model has the classes 0 to 1"):
         metric(scores, np.array([[[0, 128], [0, 255]]]))
     with pytest.raises(VerificationError, match="no pixel of the masks has a class"):
@@ -202,6 +204,8 @@ def test_mean_absolute_error_is_in_the_units_of_the_values() -> None:
     assert metric(np.array([[1.0, 0.0]], np.float32), np.array([[12.0, 4.0]])) == pytest.approx((2 + 1) / 2)
     with pytest.raises(VerificationError, match="compares with 2 values for each sample"):
         metric(np.zeros((1, 2), np.float32), np.zeros((1, 3)))
+    with pytest.raises(VerificationError, match="the targets of sample 1 are not all finite"):
+        metric(np.zeros((2, 2), np.float32), np.array([[0, 0], [0, np.nan]]))
 
 
 def test_f1_counts_all_labels() -> None:
