@@ -45,17 +45,14 @@ def meaning_of(expected: FloatArray, actual: FloatArray, labels: npt.NDArray[np.
     Spearman and recall take three texts.
     """
     first, second = _unit(expected), _unit(actual)
-    cosines = (first * second).sum(axis=1)
-    same = np.all(first == second, axis=1)
-    cosines = np.where(same, 1.0, cosines)  # two rows of zeros are equal, and have no direction
+    cosines = cosines_of(expected, actual)
     if len(first) < FEWEST:
         return Meaning(float(cosines.mean()), float(cosines.min()), None, None, 0)
-    rows = np.linspace(0, len(first) - 1, min(len(first), _MOST)).round().astype(np.int64)
+    rows = _compared(len(first))
     before, after = (likenesses(each[rows], each[rows]) for each in (first, second))
     above = np.triu_indices(len(rows), 1)
     count = min(NEIGHBOURS, len(rows) - 1)
     wanted, found = _nearest(before, count), _nearest(after, count)
-    kept = [len(set(one) & set(other)) for one, other in zip(wanted.tolist(), found.tolist(), strict=True)]
     shares: list[float | None] = [None, None]
     if labels is not None:
         own = labels[rows]
@@ -64,10 +61,37 @@ def meaning_of(expected: FloatArray, actual: FloatArray, labels: npt.NDArray[np.
         float(cosines.mean()),
         float(cosines.min()),
         spearman(before[above], after[above]),
-        float(np.mean(kept)) / count,
+        float(np.mean(_kept(wanted, found))) / count,
         count,
         *shares,
     )
+
+
+def cosines_of(expected: FloatArray, actual: FloatArray) -> npt.NDArray[np.float64]:
+    """Return the cosine between the two embeddings of each text, of FP32 and INT8 ``(n, ...)``."""
+    first, second = _unit(expected), _unit(actual)
+    same = np.all(first == second, axis=1)
+    return np.where(same, 1.0, (first * second).sum(axis=1))  # two rows of zeros are equal, and have no direction
+
+
+def recalls_of(expected: FloatArray, actual: FloatArray) -> npt.NDArray[np.float64] | None:
+    """Return ``Meaning.recall`` of each text that is compared, None for fewer than three texts."""
+    if len(expected) < FEWEST:
+        return None
+    rows = _compared(len(expected))
+    count = min(NEIGHBOURS, len(rows) - 1)
+    near = [_nearest(likenesses(each, each), count) for each in (_unit(expected[rows]), _unit(actual[rows]))]
+    return np.array(_kept(*near), np.float64) / count
+
+
+def _compared(count: int) -> npt.NDArray[np.int64]:
+    """Return the texts that are compared with each other: all, or as many as ``_MOST``, evenly."""
+    return np.linspace(0, count - 1, min(count, _MOST)).round().astype(np.int64)
+
+
+def _kept(wanted: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> list[int]:
+    """Return how many of the nearest of each text are among the nearest that were found."""
+    return [len(set(one) & set(other)) for one, other in zip(wanted.tolist(), found.tolist(), strict=True)]
 
 
 def spearman(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:

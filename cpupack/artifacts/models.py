@@ -146,7 +146,8 @@ class Reference:
     """The FP32 model's outputs ``(n, *output_shape)`` on the samples for comparing INT8 with FP32.
 
     ``signature`` says which outputs these hold. ``metric`` is that of the recipe, None if it names none. ``kind`` is
-    that of the task; ``presenter`` makes its results, None for a classification.
+    that of the task; ``presenter`` makes its results, None for a classification. ``confident`` says that gates are
+    judged by intervals.
     """
 
     samples: Samples
@@ -155,6 +156,7 @@ class Reference:
     metric: Metric | None = None
     kind: str = "classification"
     presenter: Presenter | None = None
+    confident: bool = False
 
 
 @dataclass(frozen=True)

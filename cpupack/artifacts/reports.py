@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from cpupack.accuracy import Interval
@@ -220,6 +221,8 @@ class VerifyReport:
     likeness_name: str | None = None
     decisions: float | None = None
     """Share of yes-or-no decisions that are FP32's, the mean of its yes and its no; None without decisions."""
+    alike_ci95: Mapping[str, Interval] = field(default_factory=dict)
+    """Intervals of gates on embeddings, likeness and decisions, by name, computed only for ``confident`` gates."""
 
     @property
     def passed(self) -> bool:

@@ -121,6 +121,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
             evaluation,
             progress,
             metric=metric,
+            confident=recipe.evaluation.confident,
             labels_required=needs_labels(recipe.evaluation),
             graph=fused.module if isinstance(fused.module, fx.GraphModule) else None,
             known=known,

@@ -18,6 +18,9 @@ MEANING_GATES = ("min_cosine", "min_worst_cosine", "min_spearman", "min_recall")
 OTHER_GATES = (*MEANING_GATES, "min_agreement", "min_decisions", "min_sqnr_db", "min_speedup")
 """Gates that work with any data."""
 
+WITHOUT_INTERVAL = ("min_worst_cosine", "min_spearman")
+"""Gates on what is no mean over samples: the worst of them, and an order of pairs."""
+
 _TABLE = "evaluation"
 
 
@@ -99,6 +102,10 @@ def _confident(view: View) -> Iterator[Problem]:
     gates = (*LABEL_GATES, *OTHER_GATES, *METRIC_GATES)
     if view.given(_TABLE, "confident") and not any(view.given(_TABLE, key) for key in gates):
         yield Problem((_TABLE, "confident"), "has no effect without a gate; set one of " + ", ".join(gates))
+    if view.given(_TABLE, "confident") and view(_TABLE, "confident"):
+        for key in WITHOUT_INTERVAL:
+            if view.given(_TABLE, key):
+                yield Problem((_TABLE, key), "has no interval, by which confident = true judges; leave one of them out")
 
 
 CHECKS: tuple[Check, ...] = (_data, _metric, _confident)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cpupack.metric import OfRows, of_sums
 from cpupack.runtime.tasks.base import Presenter
 from cpupack.runtime.tasks.boxes import iou
 from cpupack.runtime.tasks.decode import Candidates
@@ -32,15 +33,24 @@ def likeness(presenter: Presenter | None, expected: Named, found: Named) -> tupl
 
     ``expected`` are FP32's outputs, ``found`` those of INT8. Embeddings have measures of their own (``meaning``).
     """
+    measure = likeness_of_rows(presenter, expected, found)
+    if measure is None:
+        return None
+    name, of_rows = measure
+    value = of_rows(_all(expected))
+    return None if np.isnan(value) else (name, value)
+
+
+def likeness_of_rows(presenter: Presenter | None, expected: Named, found: Named) -> tuple[str, OfRows] | None:
+    """Return the name of what ``likeness`` measures, and the value as a function of the samples: NaN without any."""
     if isinstance(presenter, SegmentationPresenter):
-        return "mean IoU of the classes", mean_iou(presenter, expected, found)
+        return "mean IoU of the classes", of_sums(class_counts(presenter, expected, found), _mean_iou)
     if isinstance(presenter, DetectionPresenter):
-        share = common_boxes(presenter, expected, found)
-        return None if share is None else (f"same boxes (class, IoU of {SAME_BOX_IOU})", share)
+        name = f"same boxes (class, IoU of {SAME_BOX_IOU})"
+        return name, of_sums(box_counts(presenter, expected, found), _share)
     if isinstance(presenter, TokensPresenter | FillPresenter):
-        return "same best label of a token" if isinstance(presenter, TokensPresenter) else "same best token", same_best(
-            expected, found
-        )
+        name = "same best label of a token" if isinstance(presenter, TokensPresenter) else "same best token"
+        return name, of_sums(best_counts(expected, found), lambda counts: _share(counts) if counts[1] else 1.0)
     return None
 
 
@@ -51,61 +61,94 @@ def same_decisions(presenter: Presenter | None, expected: Named, found: Named) -
     sigmoid gives them: half or more is yes. The share is the mean of that of FP32's yes and that of its no, so that a
     model which never says yes does not pass where yes is rare.
     """
+    of_rows = decisions_of_rows(presenter, expected, found)
+    return None if of_rows is None else of_rows(_all(expected))
+
+
+def decisions_of_rows(presenter: Presenter | None, expected: Named, found: Named) -> OfRows | None:
+    """Return ``same_decisions`` as a function of the samples, None without decisions."""
     if isinstance(presenter, MultilabelPresenter):
         spec = presenter.spec
         (one,), (other,) = expected.values(), found.values()
-        return _same(probabilities(one, spec.scores), probabilities(other, spec.scores), spec.threshold)
-    if not isinstance(presenter, RawPresenter):
+        pairs = [(probabilities(one, spec.scores), probabilities(other, spec.scores), spec.threshold)]
+    elif isinstance(presenter, RawPresenter):
+        pairs = [
+            (values, found[name], _EVEN)
+            for name, values in expected.items()
+            if values.dtype.kind == "f" and values.size and values.min() >= 0.0 and values.max() <= 1.0
+        ]
+    else:
         return None
-    shares = [
-        _same(values, found[name], _EVEN)
-        for name, values in expected.items()
-        if values.dtype.kind == "f" and values.size and values.min() >= 0.0 and values.max() <= 1.0
-    ]
-    return min(shares, default=None)
+    each = [of_sums(_decision_counts(*pair), _of_both_kinds) for pair in pairs]
+    return (lambda rows: min(one(rows) for one in each)) if each else None
 
 
-def _same(expected: npt.NDArray[Any], found: npt.NDArray[Any], threshold: float) -> float:
-    yes = expected >= threshold
-    same = (found >= threshold) == yes
-    kinds = [same[each] for each in (yes, ~yes) if each.any()]
-    if any(len(each) < _ENOUGH for each in kinds):
-        return float(same.mean())
-    return float(np.mean([each.mean() for each in kinds]))
+def _decision_counts(expected: npt.NDArray[Any], found: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.int64]:
+    """Return of each sample ``(n, 2, 2)`` how many of FP32's yes and of its no are the same, and how many there are."""
+    yes = (expected >= threshold).reshape(len(expected), -1)
+    same = (found >= threshold).reshape(yes.shape) == yes
+    return np.stack([np.stack([(same & each).sum(axis=1), each.sum(axis=1)], axis=1) for each in (yes, ~yes)], axis=1)
 
 
-def same_best(expected: Named, found: Named) -> float:
-    """Return the share of tokens with the same best class. Of padding, whose outputs are zeros, nothing is counted."""
+def _of_both_kinds(counts: npt.NDArray[Any]) -> float:
+    kinds = [each for each in counts if each[1]]
+    if any(each[1] < _ENOUGH for each in kinds):
+        return _share(counts.sum(axis=0))
+    return float(np.mean([_share(each) for each in kinds]))
+
+
+def best_counts(expected: Named, found: Named) -> npt.NDArray[np.int64]:
+    """Return of each sample ``(n, 2)`` the tokens with the same best class, and all tokens.
+
+    Of padding, whose outputs are zeros, nothing is counted.
+    """
     (one,), (other,) = expected.values(), found.values()
     real = one.any(axis=-1)
-    return float((one.argmax(axis=-1) == other.argmax(axis=-1))[real].mean()) if real.any() else 1.0
+    same = (one.argmax(axis=-1) == other.argmax(axis=-1)) & real
+    return np.stack([each.reshape(len(one), -1).sum(axis=1) for each in (same, real)], axis=1)
 
 
-def mean_iou(presenter: SegmentationPresenter, expected: Named, found: Named) -> float:
-    """Return the mean over FP32's classes of intersection over union of all pixels."""
+def class_counts(presenter: SegmentationPresenter, expected: Named, found: Named) -> npt.NDArray[np.int64]:
+    """Return of each sample and class ``(n, 2, classes)`` the pixels that both, and that either of both have."""
     (one,), (other,) = expected.values(), found.values()
-    both: dict[int, int] = {}
-    either: dict[int, int] = {}
+    found_in: list[dict[int, tuple[int, int]]] = []
     for first, second in zip(one, other, strict=True):
         a, b = presenter.classes(first), presenter.classes(second)
-        for index in np.union1d(a, b).tolist():
-            in_a, in_b = a == index, b == index
-            both[index] = both.get(index, 0) + int((in_a & in_b).sum())
-            either[index] = either.get(index, 0) + int((in_a | in_b).sum())
-    return float(np.mean([both[index] / either[index] for index in either]))
+        masks = ((index, a == index, b == index) for index in np.union1d(a, b).tolist())
+        found_in.append({index: (int((in_a & in_b).sum()), int((in_a | in_b).sum())) for index, in_a, in_b in masks})
+    known = sorted(set().union(*found_in))
+    return np.array([np.transpose([of.get(index, (0, 0)) for index in known]) for of in found_in], np.int64)
 
 
-def common_boxes(presenter: DetectionPresenter, expected: Named, found: Named) -> float | None:
-    """Return 2 x boxes in common / boxes of both, None where neither has any.
+def _mean_iou(counts: npt.NDArray[Any]) -> float:
+    both, either = counts
+    return float((both[either > 0] / either[either > 0]).mean())
+
+
+def box_counts(presenter: DetectionPresenter, expected: Named, found: Named) -> npt.NDArray[np.int64]:
+    """Return of each sample ``(n, 2)`` 2 x boxes in common, and the boxes of both.
 
     A box is in common with the best of its class that overlaps by ``SAME_BOX_IOU`` and is in common with no other.
     """
-    common = total = 0
-    for row in range(len(next(iter(expected.values())))):
+    counts = np.zeros((len(next(iter(expected.values()))), 2), np.int64)
+    for row in range(len(counts)):
         first, second = (presenter.kept({name: each[row] for name, each in of.items()}) for of in (expected, found))
-        total += len(first.boxes) + len(second.boxes)
-        common += _matched(first, second)
-    return 2.0 * common / total if total else None
+        counts[row] = 2 * _matched(first, second), len(first.boxes) + len(second.boxes)
+    return counts
+
+
+def common_boxes(presenter: DetectionPresenter, expected: Named, found: Named) -> float | None:
+    """Return the share of ``box_counts`` over all samples, None where neither has any box."""
+    common, total = box_counts(presenter, expected, found).sum(axis=0)
+    return float(common / total) if total else None
+
+
+def _share(counts: npt.NDArray[Any]) -> float:
+    return float(counts[0] / counts[1]) if counts[1] else float("nan")
+
+
+def _all(outputs: Named) -> npt.NDArray[np.int64]:
+    return np.arange(len(next(iter(outputs.values()))))
 
 
 def _matched(first: Candidates, second: Candidates) -> int:

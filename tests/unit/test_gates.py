@@ -155,6 +155,17 @@ def test_confident_gates_are_judged_by_the_worse_end() -> None:
     assert equal_on(100, min_top1=0.80, confident=True).report.passed
 
 
+def test_confident_gates_on_what_is_alike_can_hold() -> None:
+    """They failed whatever was measured, because they had no interval."""
+    report = made_up(agreement=None, likeness=0.9, decisions=0.97, alike_ci95={"min_agreement": (0.85, 0.95)})
+    (held,) = judge(report, Evaluation(min_agreement=0.84, confident=True)).report.gates
+    (failed,) = judge(report, Evaluation(min_agreement=0.86, confident=True)).report.gates
+    assert (held.passed, held.ci95, failed.passed) == (True, (0.85, 0.95), False)
+    assert "so few samples cannot prove 0.86" in failed.note
+    (without,) = judge(report, Evaluation(min_decisions=0.5, confident=True)).report.gates
+    assert not without.passed
+
+
 def test_a_bound_that_is_the_measured_value_is_never_shown() -> None:
     (note,) = unproven(equal_on(100, max_drop=0.0))
     assert note.endswith("no number of samples can prove a bound that equals the measured value")

@@ -133,6 +133,11 @@ def unproven(contender: Contender) -> list[str]:
 def _measured(report: VerifyReport) -> Iterator[tuple[str, _Measured]]:
     """Yield each gate's name and its measurement, if it was measured."""
     labelled, samples = report.labelled_samples, report.samples
+
+    def alike(name: str, value: float) -> tuple[str, _Measured]:
+        ci95 = report.alike_ci95.get(name)
+        return name, _Measured(value, ci95, samples, _shrinking(ci95, samples))
+
     if report.top1_fp32 is not None and report.top1_int8 is not None:
         drop, lost, won = report.top1_fp32 - report.top1_int8, report.top1_lost or 0, report.top1_won or 0
 
@@ -142,24 +147,24 @@ def _measured(report: VerifyReport) -> Iterator[tuple[str, _Measured]]:
         yield "max_drop", _Measured(drop, report.top1_drop_ci95, labelled, drop_of, " points", 100.0)
     if (top1 := report.top1_int8) is not None:
         yield "min_top1", _share(top1, report.top1_int8_ci95, labelled)
-    if (agreement := report.agreement) is not None:
-        yield "min_agreement", _share(agreement, report.agreement_ci95, samples)
-    elif (alike := report.likeness) is not None:
-        yield "min_agreement", _Measured(alike, None, samples)
+    if report.agreement is not None and report.likeness is None:
+        yield "min_agreement", _share(report.agreement, report.agreement_ci95, samples)
+    elif (same := report.likeness if report.agreement is None else report.agreement) is not None:
+        yield alike("min_agreement", same)
     elif report.meaning is not None:
-        yield "min_agreement", _Measured(report.meaning.mean_cosine, None, samples)
+        yield alike("min_agreement", report.meaning.mean_cosine)
     if report.decisions is not None:
-        yield "min_decisions", _Measured(report.decisions, None, samples)
+        yield alike("min_decisions", report.decisions)
     ci95 = report.sqnr_db_ci95
     worst = report.worst_output or ""
     sqnr = _Measured(report.sqnr_db, ci95, samples, _shrinking(ci95, samples), " dB", output=worst)
     yield "min_sqnr_db", sqnr
     if (meaning := report.meaning) is not None:
-        yield "min_cosine", _Measured(meaning.mean_cosine, None, samples)
+        yield alike("min_cosine", meaning.mean_cosine)
         yield "min_worst_cosine", _Measured(meaning.worst_cosine, None, samples)
         if meaning.spearman is not None and meaning.recall is not None:
             yield "min_spearman", _Measured(meaning.spearman, None, samples)
-            yield "min_recall", _Measured(meaning.recall, None, samples)
+            yield alike("min_recall", meaning.recall)
     if report.speedup is not None:
         yield "min_speedup", _Measured(report.speedup, report.speedup_ci95, unit="x")
     if report.metric_int8 is not None:

@@ -46,6 +46,7 @@ from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.signature import worst_sqnr_db
 from cpupack.runtime.tasks.spec import CLASSIFICATION, EMBEDDING, RAW
 from cpupack.runtime.verify import COMPARES_CLASSES
+from cpupack.stages.verify.intervals import alike_intervals, meaning_intervals, pixel_interval
 from cpupack.tasks import pictures
 from cpupack.tasks.likeness import likeness, same_decisions
 from cpupack.tasks.metrics import presenter_of, task_metric
@@ -90,6 +91,7 @@ def run_reference(
     graph: fx.GraphModule | None = None,
     known: Mapping[int, FloatArray] = MappingProxyType({}),
     cached: Cached | None = None,
+    confident: bool = False,
 ) -> Reference:
     """Run the loaded FP32 model.
 
@@ -126,7 +128,7 @@ def run_reference(
 
         outputs = make(progress) if cached is None else cached(model, graph, final, progress, make)
         presenter = None if kind == CLASSIFICATION else presenter_of(model)
-        return Reference(samples, outputs, model.signature, metric, kind, presenter)
+        return Reference(samples, outputs, model.signature, metric, kind, presenter, confident)
 
 
 def _outputs(
@@ -232,18 +234,25 @@ def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
     )
     if reference.kind == EMBEDDING:
         name = worst.name
-        return dataclasses.replace(report, meaning=meaning_of(expected[name], found[name], samples.labels))
+        between = expected[name], found[name]
+        ci95 = meaning_intervals(*between) if reference.confident else {}
+        return dataclasses.replace(report, meaning=meaning_of(*between, samples.labels), alike_ci95=ci95)
     given = signature.unpack(reference.outputs), signature.unpack(actual)
     if (alike := likeness(reference.presenter, *given)) is not None:
         report = dataclasses.replace(report, likeness_name=alike[0], likeness=alike[1])
     report = dataclasses.replace(report, decisions=same_decisions(reference.presenter, *given))
+    if reference.confident:
+        report = dataclasses.replace(report, alike_ci95=alike_intervals(reference.presenter, *given))
     if reference.kind not in {*COMPARES_CLASSES, RAW}:  # one of several raw outputs may have class scores
         return report
     if reference.kind == "segmentation":
         (scores_of,) = expected
         maps = expected[scores_of], found[scores_of]
         several = maps[0].ndim == 4 and maps[0].shape[1] > 1
-        return dataclasses.replace(report, agreement=accuracy.agreement(*maps)) if several else report  # of pixels
+        if not several:
+            return report
+        ci95 = pixel_interval(*maps) if reference.confident else {}
+        return dataclasses.replace(report, agreement=accuracy.agreement(*maps), alike_ci95=ci95)  # of pixels
     scores = signature.class_scores
     if scores is None or not accuracy.has_classes(scores.shape):
         return report
