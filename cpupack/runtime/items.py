@@ -77,7 +77,7 @@ def load_row(signature: Signature, item: Any, *, check_finite: bool) -> Floats:
     specs = {each.name: each for each in signature.inputs}
     given = by_name(signature, (), item)
     batches = {name: load_value(specs[name], value)[None] for name, value in given.items()}
-    return np.asarray(pack(signature, batches, check_finite=check_finite)[0])
+    return np.asarray(pack(signature, batches, check_finite=check_finite, of_one=True)[0])
 
 
 def read_archive(path: Path) -> dict[str, Array]:

@@ -61,9 +61,10 @@ def _once(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     return {**first, **second}
 
 
-def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool = True) -> Floats:
+def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool = True, of_one: bool = False) -> Floats:
     """Return the rows ``(n, values)`` of a batch, from what a caller hands in for each input. Samples have one size.
 
+    ``of_one`` says that the caller gave one sample, without the batch, so messages speak of its shape.
     Raises InputError, which names the input, for one that is missing, of another dtype or shape, of another number of
     samples, or with values that the model does not take.
     """
@@ -73,7 +74,9 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
         size = size_of_arrays(signature.inputs, signature.sizes, given)
         inputs = signature.inputs_of_size(size)
     arrays = {
-        each.name: batch_of(each, given[each.name], check_finite=check_finite) for each in inputs if each.name in given
+        each.name: batch_of(each, given[each.name], check_finite=check_finite, of_one=of_one)
+        for each in inputs
+        if each.name in given
     }
     missing = [each for each in signature.inputs if each.name not in given and each.default is None]
     if missing or not arrays:
@@ -152,21 +155,24 @@ def flat(spec: TensorSpec, batch: Array) -> Array:
     return batch.reshape(len(batch), spec.size)
 
 
-def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True) -> Array:
+def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True, of_one: bool = False) -> Array:
     """Return a batch ``(n, *shape)`` of one input from an array, a tensor or lists of numbers; of an image also uint8
-    pixels ``(n, height, width, channels)``. Raises InputError that names the input.
+    pixels ``(n, height, width, channels)``. Raises InputError that names the input, as ``pack`` does.
     """
     array = array_of(spec, value)
     wanted = {_dtype_of(spec, array): spec.shape}
     if spec.pixel_shape is not None:
         wanted["uint8"] = spec.pixel_shape
-    expected = " or ".join(f"{dtype} {batch_text(shape)}" for dtype, shape in wanted.items())
-    got = f'input "{spec.name}": got {array.dtype} {array.shape}'
+    expected = " or ".join(f"{dtype} {shape if of_one else batch_text(shape)}" for dtype, shape in wanted.items())
+    given = array.shape[1:] if of_one else array.shape
+    got = f'input "{spec.name}": got {array.dtype} {given}'
     shape = wanted.get(str(array.dtype))
     if shape is None:
         raise InputError(f"{got}; expected {expected}")
     if array.shape[1:] != shape or array.ndim != len(shape) + 1:
-        missing = f"; add the batch dimension: {spec.name}[None]" if array.shape == shape else ""
+        missing = "; a batch is a list of samples here" if of_one and given[1:] == shape else ""
+        if array.shape == shape:
+            missing = f"; add the batch dimension: {spec.name}[None]"
         raise InputError(f"{got}; expected {expected}{missing}")
     if not len(array):
         raise InputError(f"{got}, an empty batch; expected {expected} with n >= 1")

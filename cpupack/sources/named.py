@@ -51,8 +51,11 @@ def rows_of_arrays(arrays: Mapping[str, Array], rows: Sequence[int], request: Re
     return result
 
 
-def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str]) -> Array:
-    """Return a batch of one input, checked. Pixels of any size become the model's."""
+def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str], *, of_one: bool = False) -> Array:
+    """Return a batch of one input, checked. Pixels of any size become the model's.
+
+    ``of_one`` says that it is one sample, which was given without the batch.
+    """
     if spec.preprocess is not None and data.dtype == np.uint8 and data.shape[1:] != spec.pixel_shape:
         one = dataclasses.replace(request, inputs=(spec,))
         data = np.stack([pixels_of(each, one, name) for each, name in zip(data, names, strict=True)])
@@ -62,9 +65,10 @@ def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str]
         with np.errstate(over="ignore"):  # an overflow gives infinity, which is reported
             data = data.astype(np.float32)
     try:
-        return batch_of(spec, data)
+        return batch_of(spec, data, of_one=of_one)
     except InputError as error:
-        raise CalibrationError(f"{request.spec}: {names[0]} to {names[-1]}: {error}") from error
+        where = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        raise CalibrationError(f"{request.spec}: {where}: {error}") from error
 
 
 def _centre(spec: TensorSpec, data: Array) -> Array:
@@ -118,7 +122,8 @@ def row_of_item(item: Any, request: Request, name: str) -> Floats:
     row = _blank(1, request)
     for spec, place in zip(request.inputs, signature_of(request).input_places(), strict=True):
         if spec.name in values:
-            row[:, place] = flat(spec, _batch(spec, _one(spec, values[spec.name], request, name), request, [name]))
+            value = _one(spec, values[spec.name], request, name)
+            row[:, place] = flat(spec, _batch(spec, value, request, [name], of_one=True))
     return np.asarray(row[0])
 
 

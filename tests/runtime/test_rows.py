@@ -187,7 +187,12 @@ def test_a_sample_is_read_from_files_numbers_and_lists(tmp_path: Path) -> None:
     [
         ({"image": "no.png", "ids": [1, 2, 3, 4], "age": 1}, 'input "image": no.png: no such file'),
         ({"image": IMAGE[0], "ids": "no.npy", "age": 1}, 'input "ids": no.npy: no such file'),
-        ({"image": IMAGE[0], "ids": [1, 2], "age": 1}, 'input "ids": got int64 (1, 2); expected int64 (n, 4)'),
+        ({"image": IMAGE[0], "ids": [1, 2], "age": 1}, 'input "ids": got int64 (2,); expected int64 (4,)'),
+        (
+            {"image": IMAGE[0], "ids": IDS, "age": 1},
+            "got int64 (2, 4); expected int64 (4,); a batch is a list of samples",
+        ),
+        ({"image": IMAGE[0], "ids": IDS[0] + 0.5, "age": 1}, 'input "ids": got float64 (4,); expected int64 (4,)'),
         ("photo.png", "expected a dict of the inputs (image, ids, mask, age), or an .npz file of them"),
         ("no.npz", "no.npz: no such file"),
     ],
