@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import rows
+from .arrays import MOST_FLOAT, is_finite
 from .errors import InputError, RunnerError
 from .handlers import keeps_theirs
 from .signature import Array, Floats, Signature
@@ -63,7 +64,10 @@ class Stream:
             batch = rows.pack(self._signature, {**given, **self._fitting(given)}, check_finite=self._check_finite)
             values = self._run(batch)
             raw = self._signature.split(values)
-            self._state = {spec.name: raw[output.name] for spec, output in self._specs.values()}
+            state = {spec.name: raw[output.name] for spec, output in self._specs.values()}
+            if self._check_finite:
+                _require_finite(state)
+            self._state = state
         found = self._results(values)
         torch = sys.modules.get("torch")
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
@@ -98,7 +102,13 @@ class Stream:
 
     def _fitting(self, given: Mapping[str, Any]) -> dict[str, Array]:
         """Return the states for a chunk. Raises InputError where it has another number of sequences."""
-        sizes = {name: len(each) for name, each in given.items() if hasattr(each, "__len__")}
+        ranks = {each.name: 1 + len(each.shape) for each in self._signature.inputs}
+        # One of another rank lacks the batch, which is said where inputs are packed.
+        sizes = {
+            name: len(each)
+            for name, each in given.items()
+            if hasattr(each, "__len__") and getattr(each, "ndim", ranks[name]) == ranks[name]
+        }
         for name, size in sizes.items():
             for each in self._state.values():
                 if size != len(each):
@@ -143,3 +153,14 @@ class Stream:
     def __repr__(self) -> str:
         begun = f"{len(next(iter(self._state.values())))} sequences" if self._state else "at its beginning"
         return f"<Stream of {self._told()}: {begun}>"
+
+
+def _require_finite(state: Mapping[str, Array]) -> None:
+    """Raise RunnerError for a state with which no chunk could follow."""
+    for name, value in state.items():
+        if not is_finite(value):
+            sequence = next(number for number, one in enumerate(value) if not is_finite(one))
+            raise RunnerError(
+                f'the state "{name}" of sequence {sequence} is not finite or above {MOST_FLOAT:g} after this chunk, so '
+                "the stream stays where it was; are the chunk's values far larger than those that the model knows?"
+            )

@@ -125,6 +125,28 @@ def test_a_chunk_that_is_refused_leaves_the_state(runner: Runner) -> None:
     assert np.array_equal(stream(chunk(1)), chunk(2))
 
 
+def test_a_chunk_that_ruins_the_state_is_an_error_and_the_stream_goes_on(runner: Runner) -> None:
+    """Each later chunk was refused for a state that nobody had given."""
+    stream = runner.stream()
+    stream(chunk(1, 2))
+    large = chunk(1, 1e30)
+    stream(large)
+    with pytest.raises(RunnerError, match='the state "total" of sequence 1 is not finite or above'):
+        stream(large)
+    assert np.array_equal(stream.state["total"][0], [2, -2])
+    assert np.array_equal(stream(chunk(3, -1))[0], [5, -5])
+
+
+def test_a_chunk_without_the_batch_is_told_its_shape(runner: Runner) -> None:
+    """It was taken for as many sequences as it has values."""
+    stream = runner.stream()
+    stream(chunk(1))
+    with pytest.raises(
+        InputError, match=r'"x": got float32 \(2,\); expected float32 \(n, 2\); add the batch dimension'
+    ):
+        stream(chunk(1)[0])
+
+
 def test_a_state_that_does_not_fit_is_refused(runner: Runner) -> None:
     for state, match in (
         ({"sum": chunk(1)}, 'no state "sum"; it has total float32'),
