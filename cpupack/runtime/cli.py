@@ -177,9 +177,11 @@ def _coded(prog: str, run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         tell(f"{prog}: interrupted")
         return EXIT_INTERRUPTED
-    except MemoryError:
-        from .host.limits import why_no_memory
+    except (MemoryError, ImportError) as error:
+        from .host.limits import lacks_memory, why_no_memory
 
+        if isinstance(error, ImportError) and not lacks_memory(error):
+            raise
         tell(f"{prog}: error: {why_no_memory()}")
         return EXIT_HOST
     except RunnerError as error:

@@ -14,7 +14,7 @@ import pytest
 
 from cpupack.runtime.engine.crew import Crew
 from cpupack.runtime.errors import HostError, RunnerError
-from cpupack.runtime.host.limits import why_no_thread
+from cpupack.runtime.host.limits import lacks_memory, why_no_thread
 from cpupack.runtime.threads import Answer
 from helpers.threads import crew_threads
 from helpers.waiting import PATIENCE_S, wait_until
@@ -156,6 +156,16 @@ def test_a_refused_thread_is_a_host_error_and_the_others_end(monkeypatch: pytest
     with pytest.raises(HostError, match="refuses to start another thread"):
         Crew(4)
     wait_until(lambda: crew_threads() == before)
+
+
+def test_a_library_without_memory_is_told_from_one_that_is_missing() -> None:
+    """As Pillow and numpy say it."""
+    assert lacks_memory(ImportError("libtiff-0e.so.6: failed to map segment from shared object"))
+    blamed = ImportError("IMPORTANT: PLEASE READ THIS FOR ADVICE ON HOW TO SOLVE THIS ISSUE!")
+    blamed.__cause__ = ImportError("libz.so.1: cannot map zero-fill pages: Cannot allocate memory")
+    assert lacks_memory(blamed)
+    for other in ("No module named 'PIL'", "libgomp.so.1: cannot allocate memory in static TLS block"):
+        assert not lacks_memory(ImportError(other))
 
 
 def test_the_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

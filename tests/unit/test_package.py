@@ -225,6 +225,19 @@ def test_importing_does_not_import_torch(staged: StagedProject) -> None:
     assert run_python(staged, code) == "1.0.0 True False"
 
 
+@pytest.mark.parametrize("arguments", [["info"], ["--help"], ["predict", "a.png"]])
+def test_a_process_without_room_for_numpy_is_told_so(staged: StagedProject, arguments: list[str]) -> None:
+    """OpenBLAS ends a process that gives it no memory, and numpy blames its installation for it."""
+    limit = "import resource, runpy, sys\nresource.setrlimit(resource.RLIMIT_AS, (100 * 2**20,) * 2)\n"
+    code = f"{limit}sys.argv[1:] = {arguments!r}\nrunpy.run_module('tiny_int8', run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": str(staged.root / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (3, "", False)
+    assert done.stderr.startswith(
+        "tiny-int8: error: there is not enough memory (the process's memory in KiB (ulimit -v):"
+    )
+
+
 def test_an_unknown_name_is_an_attribute_error(staged: StagedProject) -> None:
     code = "import tiny_int8\ntry: tiny_int8.Runer\nexcept AttributeError as error: print(error)"
     assert run_python(staged, code) == "module 'tiny_int8' has no attribute 'Runer'"
