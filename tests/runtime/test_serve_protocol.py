@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.serve import multipart, protocol, tensors
+from cpupack.runtime.serve import multipart, named, protocol, tensors
 from cpupack.runtime.serve.access_log import trace_ids
 from cpupack.runtime.serve.protocol import OutputTensor
+from cpupack.runtime.tensor_spec import TensorSpec
 
 ONE = {"name": "input", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}
 
@@ -91,6 +92,8 @@ def test_outputs_and_parameters_are_read() -> None:
         ({"inputs": [{**ONE, "data": [[1, 2], [3]]}]}, None, "nested evenly"),
         ({"inputs": [{**ONE, "data": ["1", "2", "3", "4"]}]}, None, "does not hold values of FP32"),
         ({"inputs": [{**ONE, "data": [1, None, 3, 4]}]}, None, "does not hold values of FP32"),
+        ({"inputs": [{**ONE, "data": [1, True, 3, 4]}]}, None, "has true or false among its numbers"),
+        ({"inputs": [{**ONE, "datatype": "INT64", "data": [[1, 2], [3, False]]}]}, None, "true or false among"),
         ({"inputs": [{**ONE, "datatype": "UINT8", "data": [1, 2, 3, 256]}]}, None, "a number that UINT8 cannot"),
         ({"inputs": [{**ONE, "datatype": "UINT8", "data": [1, 2, 3, 4.5]}]}, None, "does not hold values of UINT8"),
         ({"inputs": [{**ONE, "datatype": "BYTES", "data": ["a"]}]}, None, "data has 1 elements; the shape says 4"),
@@ -223,3 +226,20 @@ def test_a_trace_context_is_followed_and_a_wrong_one_starts_a_new_trace() -> Non
         trace, parent = trace_ids(bad)
         assert parent is None
         assert len(trace) == 32
+
+
+@pytest.mark.parametrize(
+    ("image", "value", "words"),
+    [
+        (True, [["1.5", "2"]], "x is no array of numbers"),
+        (True, [[1, None]], "x is no array of numbers"),
+        (True, [[0.5, True]], "x is no array of numbers"),
+        (False, [[1.5, True]], "x has true or false among its numbers"),
+        (False, [1, [2, False]], "x has true or false among its numbers"),
+    ],
+)
+def test_only_numbers_are_taken_for_numbers(image: bool, value: Any, words: str) -> None:
+    """numpy takes ``true`` for 1, ``"1.5"`` for 1.5, and ``null`` for NaN."""
+    spec = TensorSpec("x", (3, 4, 4), preprocess=cast("Any", object()) if image else None)
+    with pytest.raises(InputError, match=words):
+        named._value(spec, "x", value, 0)

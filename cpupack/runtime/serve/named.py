@@ -19,6 +19,7 @@ from ..signature import Signature
 from ..tensor_spec import TensorSpec
 from .multipart import Part
 from .protocol import InputTensor
+from .tensors import kinds_of
 
 DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64", "bool": "BOOL"}
 """The protocol's name of each dtype of an input or output."""
@@ -102,10 +103,26 @@ def _value(spec: TensorSpec | None, name: str, value: Any, number: int) -> Any:
         raise InputError(f"input {number}: {name} is an image; expected a string in base64, or its floats as a list")
     if image and isinstance(value, list):
         try:
-            return np.asarray(value, np.float32)
+            array = np.array(value)
         except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"input {number}: {name} is no array of numbers: {error}") from None
+        if array.dtype.kind not in "iuf" or bool in kinds_of(value):
+            raise InputError(f"input {number}: {name} is no array of numbers; it has {array.dtype} among its elements")
+        with np.errstate(over="ignore"):  # what becomes infinite is refused later
+            return array.astype(np.float32)
+    if isinstance(value, list) and spec is not None and spec.dtype != "bool":
+        _check_no_truth(value, name, number)
     return value
+
+
+def _check_no_truth(value: list[Any], name: str, number: int) -> None:
+    """Raise InputError where truth values are mixed with numbers. numpy takes them for 0 and 1."""
+    try:
+        kinds = kinds_of(value)
+    except RecursionError:
+        raise InputError(f"input {number}: {name} is nested too deeply") from None
+    if bool in kinds and len(kinds) > 1:
+        raise InputError(f"input {number}: {name} has true or false among its numbers")
 
 
 def _image(text: str, name: str, number: int) -> bytes:

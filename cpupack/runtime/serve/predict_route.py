@@ -20,7 +20,7 @@ from .named import Sample, sample_of_form, samples_of_json
 from .protocol import InputTensor, read_json
 from .request import Format, Request
 from .service import Timing
-from .tensors import to_json
+from .tensors import kinds_of, to_json
 from .texts import is_text_json, texts_of_form, texts_of_json, wanted_text
 
 DEFAULT_TOP_K = 5
@@ -177,6 +177,8 @@ def _array(model: ServedModel, items: Sequence[Any]) -> Data:
         array = np.array(items)
     except (ValueError, OverflowError) as error:
         raise InputError(f"inputs cannot be one array: {error}") from None
+    if array.dtype.kind in "iuf" and bool in kinds_of(list(items)):
+        raise InputError("inputs have true or false among their numbers")
     if array.dtype.kind not in "iuf" or (array.ndim != 1 + wild if wild else array.shape[1:] != shape):
         raise InputError(
             f"inputs are {array.dtype} {array.shape}; expected numbers of shape (n, {', '.join(map(str, shape))})"
