@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from cpupack.runtime.errors import InputError
+from cpupack.runtime.serve.keys import Keys
+from cpupack.runtime.serve.options import ServeOptions
 from cpupack.runtime.serve.tls import tls_context
 from cpupack.runtime.serve.token import has_token
 from helpers.served import PHOTO, Served, run_serve, serving
@@ -146,6 +149,66 @@ def test_a_certificate_and_a_key_that_do_not_fit_are_named(package_dir: Path, tm
         assert words in str(caught.value)
     found = run_serve(package_dir, "--port", "0", "--tls-cert", str(cert), "--tls-key", str(locked))
     assert (found.returncode, "is encrypted" in found.stderr, "Traceback" in found.stderr) == (2, True, False)
+
+
+def _certificate(directory: Path, kind: str) -> bytes:
+    """Write a new cert.pem and key.pem of a kind of key, and return what clients are shown."""
+    new = ["rsa:2048"] if kind == "rsa" else ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    cert, key = directory / "cert.pem", directory / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", *new, "-nodes", "-keyout", key, "-out", cert, "-subj", "/CN=a"]
+    subprocess.run(command, check=True, capture_output=True)
+    return ssl.PEM_cert_to_DER_cert(cert.read_text())
+
+
+def _shown(context: ssl.SSLContext) -> bytes | None:
+    """Shake hands with a server, and return its certificate."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname, asking.verify_mode = False, ssl.CERT_NONE
+    client, server = asking.wrap_bio(back, there), context.wrap_bio(there, back, server_side=True)
+    for side in (client, server, client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return client.getpeercert(binary_form=True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificates, is not installed")
+@pytest.mark.parametrize(("first", "second"), [("rsa", "ec"), ("ec", "ec")])
+def test_new_connections_have_the_new_certificate_and_a_bad_one_is_not_taken(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    """Also where the key is of another kind: a context of Python would keep both, and show the old one."""
+    before = _certificate(tmp_path, first)
+    keys = Keys(ServeOptions(tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem"))
+    assert keys.tls is not None
+    assert (_shown(keys.tls), keys.read_again()) == (before, ([], []))
+    old_key = (tmp_path / "key.pem").read_bytes()
+    after = _certificate(tmp_path, second)
+    new_key = (tmp_path / "key.pem").read_bytes()
+    (tmp_path / "key.pem").write_bytes(old_key)  # half of the files are replaced
+    taken, errors = keys.read_again()
+    assert (taken, len(errors), _shown(keys.tls)) == ([], 1, before)
+    assert errors[0].startswith("the certificate before is kept: --tls-")
+    (tmp_path / "key.pem").write_bytes(new_key)
+    assert keys.read_again() == (["the certificate"], [])
+    assert (_shown(keys.tls), keys.pair) == (after, (new_key, (tmp_path / "cert.pem").read_bytes()))
+    (tmp_path / "cert.pem").unlink()
+    assert keys.read_again()[1] == [
+        f"the certificate before is kept: --tls-cert {tmp_path / 'cert.pem'}: No such file or directory; "
+        "name a file in PEM"
+    ]
+    assert _shown(keys.tls) == after
+
+
+def test_a_new_token_is_taken_and_a_bad_one_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    keys = Keys(ServeOptions(token="correct-horse", token_file=file))
+    file.write_text("battery-staple\n")
+    assert (keys.read_again(), keys.token) == ((["the token"], []), "battery-staple")
+    for text, words in (("short", "at least 8 printable"), (None, "No such file")):
+        file.write_text(text) if text else file.unlink()
+        taken, (error,) = keys.read_again()
+        assert (taken, words in error, keys.token) == ([], True, "battery-staple")
 
 
 @pytest.mark.parametrize(

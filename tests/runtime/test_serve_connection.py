@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import re
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import pytest
 
+from cpupack.runtime.serve import connection as connection_module
+from cpupack.runtime.serve import connections as connections_module
 from cpupack.runtime.serve.connection import Connection
 from cpupack.runtime.serve.connections import ConnectionLimits, Connections
+from cpupack.runtime.serve.held import Held
 from cpupack.runtime.serve.messages import HttpAnswer, HttpRequest
 from cpupack.runtime.serve.reading import Desk, Head
 
@@ -31,6 +36,8 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written, self.closed = b"", False
+        self.unread = 0
+        self.on_abort: Callable[[], None] = lambda: None
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
@@ -39,10 +46,14 @@ class Wire(asyncio.Transport):
         self.written += b"".join(list_of_data)
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unread
 
     def close(self) -> None:
         self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+        self.on_abort()
 
     def is_closing(self) -> bool:
         return self.closed
@@ -58,10 +69,11 @@ def shared(handle: Callable[[HttpRequest], Coroutine[Any, Any, HttpAnswer]], **l
     def early(request: HttpRequest) -> HttpAnswer | None:
         return HttpAnswer(429, b"refused") if request.path == "/refused" else None
 
-    bounds = {"body_bytes": 2**22, "all_bytes": 2**24, "connections": 10} | limits
+    bounds = {"body_bytes": 2**22, "connections": 10} | limits
+    held = Held(bounds.pop("all_bytes", 2**24))
     found = Connections(
         handle, early, lambda _: HttpAnswer(429, b"full"), lambda request, answer: None,
-        ConnectionLimits(**bounds, request_s=1.0, idle_s=1.0),
+        ConnectionLimits(**bounds, request_s=1.0, idle_s=1.0), held,
     )  # fmt: skip
     found.sweep()
     return found
@@ -110,7 +122,7 @@ def talk(data: bytes, piece: int, handle: Callable[[HttpRequest], Coroutine[Any,
         while connections.at_work or before != wire.written:
             before = wire.written
             await asyncio.sleep(0)
-        assert connections.body_bytes == 0
+        assert connections.held.used == 0
         return wire
 
     return asyncio.run(run())
@@ -290,7 +302,121 @@ def test_a_client_that_reads_no_answer_gets_no_further_one() -> None:
             connection.resume_writing()
         assert wire.reading
         assert connections.idle
-        assert not connections.body_bytes
+        assert not connections.held.used
+
+    asyncio.run(run())
+
+
+class Clients:
+    """Connections of clients that share a bound of 100 kB on what they send."""
+
+    def __init__(self, *, most: int = 100_000, connections: int = 10) -> None:
+        self.shared = shared(echo, all_bytes=most, connections=connections)
+        self.shared.limits = dataclasses.replace(self.shared.limits, request_s=5.0)
+
+    def connect(self) -> tuple[Connection, Wire]:
+        connection, wire = Connection(self.shared), Wire()
+        wire.on_abort = lambda: connection.connection_lost(None)
+        connection.connection_made(wire)
+        return connection, wire
+
+    def send(self, length: int, here: int) -> tuple[Connection, Wire]:
+        """Connect a client that announces ``length`` bytes and sends ``here`` of them."""
+        connection, wire = self.connect()
+        receive(connection, b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length, 1000)
+        receive(connection, bytes(here), 1000)
+        return connection, wire
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the clock of connections go on by ``seconds``."""
+    now_s = time.monotonic() + seconds
+    for module in (connection_module, connections_module):
+        monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
+
+
+def test_a_body_holds_what_is_there_of_it_and_not_what_is_announced() -> None:
+    async def run() -> None:
+        clients = Clients()
+        for _ in range(5):
+            clients.send(90_000, 0)
+        assert clients.shared.held.used == 0
+        _, wire = clients.send(90_000, 90_000)
+        assert bodies(wire.written) == [b"/a " + bytes(90_000)]
+        assert clients.shared.held.used == 0
+        _, wire = clients.send(99_000, 70_000)
+        assert clients.shared.held.used == 99_000
+        _, wire = clients.send(2000, 0)
+        assert bodies(wire.written) == [b"full"]
+
+    asyncio.run(run())
+
+
+def test_a_body_that_has_no_room_in_its_midst_is_refused_and_the_next_request_is_read() -> None:
+    async def run() -> None:
+        clients = Clients()
+        other, _ = clients.send(90_000, 40_000)
+        connection, wire = clients.send(30_000, 0)
+        receive(other, bytes(30_000), 1000)
+        assert (clients.shared.held.used, bodies(wire.written)) == (90_000, [])
+        receive(connection, bytes(500), 500)
+        assert bodies(wire.written) == [b"full"]
+        receive(connection, bytes(29_500) + NO_BODY, 999)
+        assert bodies(wire.written) == [b"full", b"/b "]
+        assert clients.shared.held.used == 90_000
+
+    asyncio.run(run())
+
+
+def test_who_sends_slowly_gives_way_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        clients = Clients()
+        slow, slow_wire = clients.send(90_000, 89_000)
+        _, wire = clients.send(30_000, 30_000)
+        assert bodies(wire.written) == [b"full"]
+        later(monkeypatch, 0.9)
+        clients.shared.sweep()
+        _, wire = clients.send(30_000, 30_000)
+        assert bodies(wire.written) == [b"full"]
+        later(monkeypatch, 0.15)
+        clients.shared.sweep()
+        _, wire = clients.send(30_000, 30_000)
+        assert (bodies(wire.written), bodies(slow_wire.written)) == ([b"/a " + bytes(30_000)], [b"full"])
+        receive(slow, bytes(1000) + NO_BODY, 777)
+        assert bodies(slow_wire.written) == [b"full", b"/b "]
+        assert clients.shared.held.used == 0
+
+    asyncio.run(run())
+
+
+def test_who_does_not_read_holds_memory_and_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        clients = Clients()
+        connection, wire = clients.send(5, 5)
+        wire.unread = 80_000
+        connection.pause_writing()
+        assert clients.shared.held.used == 80_000
+        _, full = clients.send(30_000, 30_000)
+        assert bodies(full.written) == [b"full"]
+        later(monkeypatch, 1.1)
+        clients.shared.sweep()
+        _, answered = clients.send(30_000, 30_000)
+        assert (bodies(answered.written), wire.closed) == ([b"/a " + bytes(30_000)], True)
+        assert clients.shared.held.used == 0
+
+    asyncio.run(run())
+
+
+def test_a_new_connection_may_take_the_place_of_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        clients = Clients(connections=2)
+        wires = [clients.send(1000, 10)[1], clients.send(1000, 10)[1]]
+        _, refused = clients.connect()
+        assert b"too many connections" in refused.written
+        later(monkeypatch, 1.1)
+        clients.shared.sweep()
+        clients.connect()
+        assert [wire.closed for wire in wires] == [True, False]
 
     asyncio.run(run())
 

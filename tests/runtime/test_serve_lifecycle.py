@@ -23,10 +23,12 @@ import pytest
 
 from cpupack.runtime.errors import HostError
 from cpupack.runtime.serve.grpc_service import open_door
+from cpupack.runtime.serve.held import Held
+from cpupack.runtime.serve.keys import Keys
 from cpupack.runtime.serve.lifecycle import Server
 from cpupack.runtime.serve.metrics import Metrics
 from cpupack.runtime.serve.options import ServeOptions
-from cpupack.runtime.serve.service import Service
+from cpupack.runtime.serve.service import Service, State
 from helpers.other_code import with_other_code
 from helpers.served import PHOTO, Served, run_serve, serving
 from helpers.tiny_package import keep_manifest
@@ -129,6 +131,50 @@ def test_a_reload_takes_another_version_without_a_lost_request(edited: Callable[
         assert "labels.txt is not the file that was built" in served.said
 
 
+def test_a_reload_that_is_asked_for_too_early_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the server starts, and while it loads already. The token is read at once."""
+    token = tmp_path / "token"
+    token.write_text("battery-staple")
+    said: list[str] = []
+    reloads: list[asyncio.Event] = []
+
+    async def run() -> None:
+        server = Server(tmp_path, ServeOptions(token="correct-horse", token_file=token), said.append)
+
+        async def reload() -> None:
+            reloads.append(asyncio.Event())
+            await reloads[-1].wait()
+
+        monkeypatch.setattr(server, "_reload", reload)
+        server._ask_to_reload()
+        await asyncio.sleep(0)
+        assert reloads == []
+        server.service.state = State.READY
+        server._reload_if_asked()
+        await asyncio.sleep(0)
+        assert len(reloads) == 1
+        token.write_text("short")
+        for _ in range(3):
+            server._ask_to_reload()
+        for number in (1, 2):
+            assert len(reloads) == number
+            reloads[-1].set()
+            await asyncio.sleep(0.01)
+        assert (len(reloads), server._reloading) == (2, None)
+        server.app.close()
+        server._loader.close()
+
+    asyncio.run(run())
+    assert said[0] == "read again: the token is a new one"
+    assert said[1] == "the model will be loaded again as soon as the server is ready"
+    assert said[2:] == ["a reload is under way already; another one follows"] * 3
+    assert [each.getMessage() for each in caplog.records] == [
+        "SIGHUP: the token before is kept: --token-file: the token must be at least 8 printable ASCII characters"
+    ] * 3
+
+
 def test_liveness_is_true_before_the_model_is_loaded_and_a_stop_then_is_clean(package_dir: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -182,7 +228,8 @@ def test_grpc_is_not_begun_where_its_threads_are_refused(monkeypatch: pytest.Mon
         return real(*arguments)
 
     async def run() -> None:
-        await open_door(Service(Metrics(), None), ServeOptions(grpc_port=0), None)
+        options = ServeOptions(grpc_port=0)
+        await open_door(Service(Metrics(), None), options, Keys(options), Held(2**24), None)
 
     monkeypatch.setattr(_thread, "start_new_thread", refuse_the_third)
     with pytest.raises(HostError, match="refuses to start another thread"):
@@ -309,20 +356,27 @@ def test_idle_connections_give_way_to_new_ones(package_dir: Path) -> None:
 
 
 def test_bodies_that_arrive_together_are_bounded(package_dir: Path) -> None:
-    """Not only what is admitted: the bodies of 40 clients that are still sending count too."""
+    """Not only what is admitted: what clients have sent of a body counts. What they announce alone does not."""
     with (
         serving(package_dir, "--max-queue-mb", "2", "--client-timeout", "3") as served,
         contextlib.ExitStack() as stack,
     ):
         head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % 2**20
-        sockets = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S))
-            for _ in range(5)
-        ]
-        for one in sockets:
+
+        def clients(count: int) -> list[socket.socket]:
+            found = [socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S) for _ in range(count)]
+            return [stack.enter_context(one) for one in found]
+
+        silent = clients(5)
+        for one in silent:
             one.sendall(head)
-        statuses = sorted(one.recv(100).split(b" ")[1] for one in sockets)
-        assert statuses == [b"408", b"408", b"429", b"429", b"429"]
+        assert served.ask("POST", "/predict", PHOTO).status == 200
+        assert served.metric("cpupack_body_bytes") == 0
+        sending = clients(5)
+        for one in sending:
+            one.sendall(head + bytes(900_000))
+        statuses = sorted(one.recv(100).split(b" ")[1] for one in (*silent, *sending))
+        assert statuses == [b"408"] * 7 + [b"429"] * 3
         wait_until(lambda: served.metric("cpupack_body_bytes") == 0)
         assert served.ask("POST", "/predict", PHOTO).status == 200
 

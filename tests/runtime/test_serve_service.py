@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.serve.executor import Executor
+from cpupack.runtime.serve.held import Held
 from cpupack.runtime.serve.http_app import HttpApp, HttpSettings
 from cpupack.runtime.serve.messages import HttpRequest
 from cpupack.runtime.serve.metrics import Metrics
@@ -54,6 +56,9 @@ class Doors:
     def cancel(self, request: Request) -> None:
         self.cancelled.append(request)
 
+    def backlog_s(self) -> float:
+        return 0.5
+
 
 def test_a_client_that_is_gone_after_a_reload_is_forgotten_where_its_request_was_admitted() -> None:
     async def serve() -> tuple[int, int]:
@@ -87,7 +92,7 @@ def test_a_request_whose_json_is_parsed_during_a_reload_is_read_and_answered_by_
         service, before, after = Service(Metrics(), None), Doors("1"), Doors("2")
         service.use(cast("Executor", before))
         service.state = State.READY
-        app = HttpApp(service, HttpSettings(None, 429, 2**20))
+        app = HttpApp(service, HttpSettings(None, 429, 2**20), Held(2**24))
         headers = {b"content-type": b"application/json"}
         task = asyncio.ensure_future(app.handle(HttpRequest(b"POST", path, b"", headers, 0.0, body=body)))
         await asyncio.sleep(0)
@@ -101,6 +106,36 @@ def test_a_request_whose_json_is_parsed_during_a_reload_is_read_and_answered_by_
         return before.read_by, after.read_by
 
     assert asyncio.run(serve()) == ([], ["2"])
+
+
+def test_a_body_counts_as_it_is_without_its_compression() -> None:
+    """A thousand clients may each send 32 KB that become 32 MB, and wait for the thread that reads JSON."""
+    text = b" " * 1_000_000
+    body = gzip.compress(text)
+
+    async def serve() -> tuple[Any, int]:
+        service, held = Service(Metrics(), None), Held(1_500_000)
+        service.use(cast("Executor", Doors()))
+        service.state = State.READY
+        app = HttpApp(service, HttpSettings(None, 429, 2**20), held)
+
+        def request() -> HttpRequest:
+            held.add(len(body))
+            headers = {b"content-type": b"application/json", b"content-encoding": b"gzip"}
+            return HttpRequest(b"POST", "/v2/models/m/infer", b"", headers, 0.0, body=body, reserved_bytes=len(body))
+
+        first = request()
+        waiting = asyncio.ensure_future(app.handle(first))
+        await asyncio.sleep(0)
+        counted = first.reserved_bytes
+        refused = await app.handle(request())
+        await waiting
+        app.close()
+        return refused, counted
+
+    refused, counted = asyncio.run(serve())
+    assert counted == len(body) + len(text)
+    assert (refused.status, dict(refused.headers)[b"x-refused"]) == (429, b"bytes")
 
 
 def test_whole_numbers_may_have_a_point_as_json_allows() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import HostError, RunnerError
+from ..serve.held import Held
 from ..serve.http_app import HttpApp, HttpSettings
 from ..serve.loading import add_gauges, collect_less, executor_of, load
 from ..serve.messages import HttpAnswer, HttpError, HttpRequest
@@ -48,7 +49,9 @@ class Replica:
         loop = asyncio.get_running_loop()
         loaded = await loop.run_in_executor(None, load, package_of(import_name), options)
         self._service.use(executor_of(loaded, options, self._metrics))
-        self._app = HttpApp(self._service, HttpSettings(None, options.shed_status, options.max_body_bytes))
+        self._held = Held(options.max_queue_bytes)
+        settings = HttpSettings(None, options.shed_status, options.max_body_bytes)
+        self._app = HttpApp(self._service, settings, self._held)
         self._golden = loaded.model.golden_inputs()[:1]
         self._expected = await loop.run_in_executor(None, loaded.model.run, self._golden, 0)
         self._exact = loaded.model.runner.pool.is_program
@@ -72,6 +75,7 @@ class Replica:
                 answer = await self._app.handle(request)
             except HttpError as error:
                 answer = error.answer()
+        self._held.give(request.reserved_bytes)
         self._app.answered(request, answer)
         return answer
 

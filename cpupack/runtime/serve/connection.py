@@ -15,6 +15,7 @@ from collections import deque
 from typing import cast
 
 from .connections import Connections
+from .held import SLOW_S
 from .messages import STATUS_LINES, HttpAnswer, HttpError, HttpRequest
 from .reading import Incoming
 from .steps import run_at_once
@@ -32,8 +33,8 @@ class Connection(asyncio.BufferedProtocol):
 
     ``_current`` is the request that is being answered, ``_queue`` those that came after it. ``_last_answer`` says that
     the answer which was written last is the last one. ``_end`` is written after all others, where what came cannot be
-    read. ``_unread`` says that the client has answers to read before it gets more. ``_begun`` counts the requests of
-    this turn of the loop; ``_next_turn`` says that there will be another one without new bytes.
+    read. ``_unread`` says that the client has answers to read before it gets more, of ``_unread_bytes``. ``_begun``
+    counts the requests of this turn of the loop; ``_next_turn`` says that there will be another one without new bytes.
     """
 
     def __init__(self, shared: Connections) -> None:
@@ -47,6 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         self._going_on = self._next_turn = False
         self._resting = False
         self._unread = False
+        self._unread_bytes = 0
         self._last_answer = False
         self._end: HttpAnswer | None = None
         self._since_s = time.monotonic()
@@ -74,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = None
         for request in (self._incoming.request, *self._queue):
             self._release(request)
+        self._count_unread(0)
         self._queue.clear()
         if self._current is not None and self._current.on_gone is not None:
             self._current.on_gone()
@@ -88,11 +91,13 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """Answer and read nothing more: of a client that asks and does not read, each answer would stay in memory."""
         self._unread, self._since_s = True, time.monotonic()
+        self._count_unread(0 if self._transport is None else self._transport.get_write_buffer_size())
         self._read_or_rest()
 
     def resume_writing(self) -> None:
         """Go on: the client has read most of what was written."""
         self._unread, self._since_s = False, time.monotonic()
+        self._count_unread(0)
         self._go_on()
 
     # What is read.
@@ -109,8 +114,8 @@ class Connection(asyncio.BufferedProtocol):
             request.early = self._too_large()
         else:
             request.early = self._shared.early(request)
-            if request.early is None and length:
-                self._reserve(request, length)
+            if request.early is None and length and not self._shared.held.fits(length):
+                request.early = self._shared.full(request)
         if b"expect" in request.headers and request.headers[b"expect"].lower() == b"100-continue":
             if request.early is not None:
                 request.keep_alive = False  # whether the body comes is the client's choice
@@ -118,17 +123,22 @@ class Connection(asyncio.BufferedProtocol):
                 self.request_is_there(request)
             elif self._transport is not None:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        elif request.early is not None and not self._queue and self._may_begin():
-            self._begun += 1
-            request.answered = True
-            self._send(request, request.early)
+        elif request.early is not None:
+            self._answer_early(request, request.early)
 
     def body_grows(self, request: HttpRequest, size_bytes: int) -> None:
-        """Bound the body of a request whose length was not known, or is large."""
+        """Count what of a body is there, and refuse it where there is no room, or where it is too large."""
         if size_bytes > self._shared.limits.body_bytes:
-            request.early = self._too_large()
+            self._refuse(request, self._too_large())
         elif size_bytes > request.reserved_bytes:
-            self._reserve(request, size_bytes - request.reserved_bytes)
+            own = request.reserved_bytes
+            fits = self._shared.held.take(size_bytes, own)
+            if request.early is not None:  # it was the slowest itself, and gave way
+                self._shared.held.give(size_bytes - own if fits else 0)
+            elif fits:
+                request.reserved_bytes = size_bytes
+            else:
+                self._refuse(request, self._shared.full(request))
 
     def request_is_there(self, request: HttpRequest) -> None:
         """Answer a whole request, after those before it."""
@@ -153,19 +163,27 @@ class Connection(asyncio.BufferedProtocol):
             self._end = error.answer()
         self._go_on()
 
-    def _reserve(self, request: HttpRequest, size: int) -> None:
-        """Count bytes of a body, or answer that there is no room for them."""
-        shared = self._shared
-        if shared.body_bytes and shared.body_bytes + size > shared.limits.all_bytes:
-            request.early = shared.full(request)
-            return
-        shared.body_bytes += size
-        request.reserved_bytes += size
+    def _refuse(self, request: HttpRequest, answer: HttpAnswer) -> None:
+        """Keep nothing more of the body that arrives, and answer now if it is the request's turn."""
+        request.early = answer
+        self._release(request)
+        self._incoming.drop()
+        self._answer_early(request, answer)
+
+    def _answer_early(self, request: HttpRequest, answer: HttpAnswer) -> None:
+        if not self._queue and self._may_begin():
+            self._begun += 1
+            request.answered = True
+            self._send(request, answer)
 
     def _release(self, request: HttpRequest | None) -> None:
         if request is not None:
-            self._shared.body_bytes -= request.reserved_bytes
+            self._shared.held.give(request.reserved_bytes)
             request.reserved_bytes = 0
+
+    def _count_unread(self, size: int) -> None:
+        self._shared.held.add(size - self._unread_bytes)
+        self._unread_bytes = size
 
     def _too_large(self) -> HttpAnswer:
         most = self._shared.limits.body_bytes
@@ -268,20 +286,39 @@ class Connection(asyncio.BufferedProtocol):
 
     # The end.
 
-    def check(self, now_s: float) -> None:
-        """Close the connection if its client is too slow."""
-        if self._transport is None:
-            return
+    @property
+    def held_bytes(self) -> int:
+        """What it holds of a body that arrives, and of answers that its client has not read."""
+        request = self._incoming.request
+        return self._unread_bytes + (0 if request is None else request.reserved_bytes)
+
+    def check(self, now_s: float) -> float:
+        """Close the connection if its client is too slow. Return for how long it has been sending or reading."""
+        if self._transport is None or self._current is not None:
+            return 0.0
         limits, waited_s, receiving = self._shared.limits, now_s - self._since_s, self._incoming.receiving
-        if self._current is not None:
-            return
         if self._transport.get_write_buffer_size():
             if waited_s > limits.request_s:
                 self.abort()
-        elif receiving and waited_s > limits.request_s:
-            self.cannot_read(HttpError(408, f"the request did not arrive within {limits.request_s:g} s"))
-        elif not receiving and waited_s > limits.idle_s:
-            self.close()
+        elif receiving:
+            if waited_s > limits.request_s:
+                self.cannot_read(HttpError(408, f"the request did not arrive within {limits.request_s:g} s"))
+        else:
+            if waited_s > limits.idle_s:
+                self.close()
+            return 0.0
+        return waited_s
+
+    def give_way(self) -> None:
+        """Refuse the request that it is sending, or cut it where it does not read."""
+        if self.check(time.monotonic()) <= SLOW_S or self._incoming.stopped:
+            return
+        request = self._incoming.request
+        if self._unread_bytes:
+            self.abort()
+            self._count_unread(0)
+        elif request is not None and request.early is None:
+            self._refuse(request, self._shared.full(request))
 
     def close(self) -> None:
         """Close after what is written has been sent."""

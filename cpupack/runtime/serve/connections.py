@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any, Protocol
 
+from .held import SLOW_S, Held
 from .messages import HttpAnswer, HttpRequest
 from .reading import Desk
 
@@ -15,8 +17,15 @@ from .reading import Desk
 class Member(Protocol):
     """An open connection, as all of them together see it."""
 
-    def check(self, now_s: float) -> None:
-        """Close it where it has been waiting too long."""
+    @property
+    def held_bytes(self) -> int:
+        """What it holds of a body that arrives, and of answers that its client has not read."""
+
+    def check(self, now_s: float) -> float:
+        """Close it where it has been waiting too long. Return for how long it has been sending or reading."""
+
+    def give_way(self) -> None:
+        """Refuse the request that it is sending, or cut it where it does not read."""
 
     def close(self) -> None:
         """Close it after what is still to be written."""
@@ -29,11 +38,10 @@ class Member(Protocol):
 class ConnectionLimits:
     """What clients may hold. A request must arrive in ``request_s``, and the next one must begin within ``idle_s``.
 
-    ``body_bytes`` is for one body, ``all_bytes`` for all that arrive or are not answered yet.
+    ``body_bytes`` is for one body.
     """
 
     body_bytes: int
-    all_bytes: int
     connections: int
     request_s: float
     idle_s: float
@@ -44,7 +52,8 @@ class Connections:
     """All open connections, and what they share.
 
     ``early`` may answer a request before its body is read. ``full`` is the answer to one for whose body is no room.
-    ``at_work`` are those with a request that is being answered. All read at the same ``desk``.
+    ``at_work`` are those with a request that is being answered. All read at the same ``desk``. ``held`` counts what
+    they hold. ``slow`` are those that had been sending or reading for long at the last ``sweep``, the slowest first.
     """
 
     handle: Callable[[HttpRequest], Coroutine[Any, Any, HttpAnswer]]
@@ -52,20 +61,26 @@ class Connections:
     full: Callable[[HttpRequest], HttpAnswer]
     answered: Callable[[HttpRequest, HttpAnswer], None]
     limits: ConnectionLimits
+    held: Held
     open: dict[Member, None] = field(default_factory=dict)
     idle: dict[Member, None] = field(default_factory=dict)
     at_work: set[Member] = field(default_factory=set)
-    body_bytes: int = 0
+    slow: deque[Member] = field(default_factory=deque)
     draining: bool = False
     date: bytes = b""
     desk: Desk = field(default_factory=Desk)
 
     def sweep(self) -> None:
-        """Close what has been waiting too long. To be called every second, and once before the first connection."""
+        """Close what has been waiting too long, and note who is slow.
+
+        To be called every second, and once before the first connection.
+        """
         now_s = time.monotonic()
         self.date = b"date: " + formatdate(usegmt=True).encode() + b"\r\n"
-        for connection in list(self.open):
-            connection.check(now_s)
+        times = {connection: connection.check(now_s) for connection in list(self.open)}
+        slow = sorted((each for each, took_s in times.items() if took_s > SLOW_S), key=times.__getitem__, reverse=True)
+        self.slow = deque(slow)
+        self.held.slow = deque(each for each in slow if each.held_bytes)
 
     def begin_drain(self) -> None:
         """Close idle connections, and every other one after its answer."""
@@ -79,10 +94,13 @@ class Connections:
             connection.abort()
 
     def make_room(self) -> bool:
-        """Close the longest idle connection if there are too many. False when all of them are at work."""
+        """Cut the longest idle connection if there are too many, or the slowest. False when all are at work."""
         if len(self.open) <= self.limits.connections:
             return True
         oldest = next(iter(self.idle), None)
+        while oldest is None and self.slow:
+            if (slowest := self.slow.popleft()).check(time.monotonic()) > SLOW_S:
+                oldest = slowest
         if oldest is None:
             return False
         oldest.abort()

@@ -20,6 +20,9 @@ from . import protocol, tensors
 from .access_log import AccessLog, trace_ids
 from .aside import Aside
 from .descriptors import HEALTH, NOT_SERVING, SERVICE, SERVING, messages
+from .grpc_carrier import Carried, Carrier
+from .held import Held
+from .keys import Keys, grpc_credentials
 from .options import ServeOptions
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
 from .request import RefusedError, Request
@@ -53,13 +56,17 @@ class GrpcDoor:
     def __init__(self, server: Any, port: int, calls: Calls) -> None:
         self._server, self.port, self._calls = server, port, calls
 
+    def sweep(self) -> None:
+        """End calls of clients that are too slow. To be called every second."""
+        self._calls.carrier.sweep()
+
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and give those under way ``grace_s`` to finish."""
         await self._server.stop(grace_s)
         self._calls.close()
 
 
-async def open_door(service: Service, options: ServeOptions, log: AccessLog | None) -> GrpcDoor:
+async def open_door(service: Service, options: ServeOptions, keys: Keys, held: Held, log: AccessLog | None) -> GrpcDoor:
     """Start to listen. Raises InputError when the port cannot be had, HostError where threads are refused."""
     if not may_start(_GRPC_THREADS):
         raise HostError(why_no_thread())
@@ -70,18 +77,20 @@ async def open_door(service: Service, options: ServeOptions, log: AccessLog | No
             ("grpc.so_reuseport", 0),
             ("grpc.max_concurrent_streams", _FEWEST_STREAMS),
             ("grpc.max_metadata_size", 32 * 1024),
+            # A host that is gone without a word, or a process that was stopped, holds no answers for ever.
+            ("grpc.keepalive_time_ms", math.ceil(1000.0 * options.client_timeout_s)),
+            ("grpc.keepalive_timeout_ms", math.ceil(1000.0 * options.client_timeout_s)),
         ]
     )
-    calls = Calls(service, options.token, log)
+    calls = Calls(service, keys, Carrier(held, options.max_body_bytes, options.client_timeout_s), log)
     server.add_generic_rpc_handlers(calls.handlers())
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"{host}:{options.grpc_port}"
     try:
-        if options.tls_cert is None or options.tls_key is None:
+        if keys.pair is None:
             port = server.add_insecure_port(address)
         else:
-            pair = (options.tls_key.read_bytes(), options.tls_cert.read_bytes())
-            port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            port = server.add_secure_port(address, grpc_credentials(keys))
     except (RuntimeError, OSError) as error:
         raise InputError(f"cannot listen on {address} for gRPC; choose another --grpc-port ({error})") from error
     if port == 0:
@@ -93,9 +102,8 @@ async def open_door(service: Service, options: ServeOptions, log: AccessLog | No
 class Calls:
     """The methods of the service."""
 
-    def __init__(self, service: Service, token: str | None, log: AccessLog | None) -> None:
-        self._service, self._log = service, log
-        self._token = None if token is None else token.encode()
+    def __init__(self, service: Service, keys: Keys, carrier: Carrier, log: AccessLog | None) -> None:
+        self._service, self._keys, self.carrier, self._log = service, keys, carrier, log
         self._messages = messages()
         self._parser = Aside()
 
@@ -112,7 +120,8 @@ class Calls:
             "ModelReady": self._method("ModelReadyRequest", self._model_ready),
             "ServerMetadata": self._method("ServerMetadataRequest", self._server_metadata),
             "ModelMetadata": self._method("ModelMetadataRequest", self._model_metadata),
-            "ModelInfer": self._method("ModelInferRequest", self._infer),
+            # On the wire it is one message and one answer. This form alone lets their bytes be counted.
+            "ModelInfer": grpc.stream_stream_rpc_method_handler(self._carried),
         }
         return (
             grpc.method_handlers_generic_handler(SERVICE, found),
@@ -161,16 +170,24 @@ class Calls:
         await self._check_model(request.name, request.version, context)
         return self._messages["ModelMetadataResponse"](**self._service.model.metadata())
 
-    async def _infer(self, request: Any, context: Any) -> Any:
+    async def _carried(self, _: Any, context: Any) -> None:
+        await self.carrier.carry(context, self._messages["ModelInferRequest"].FromString, self._infer)
+
+    async def _infer(self, request: Any, context: Any, call: Carried) -> bytes:
         begin_s = time.monotonic()
         await self._check_token(context)
-        await self._check_model(request.model_name, request.model_version, context)
+        try:
+            await self._check_model(request.model_name, request.model_version, context)
+        except UnavailableError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, error.reason)
+        answer = b""
         service, reason, served = self._service, None, None
         code, text = grpc.StatusCode.OK, ""
         trailing: tuple[tuple[str, str], ...] = ()
         try:
             service.check_serving()
-            if request.ByteSize() > 64 * 1024 and not request.raw_input_contents:
+            call.hold(service.executor.backlog_s)
+            if call.message_bytes > 64 * 1024 and not request.raw_input_contents:
                 asked = await self._parser.run(read_infer, request)
             else:
                 asked = read_infer(request)
@@ -254,10 +271,10 @@ class Calls:
         self._log.write(line)
 
     async def _check_token(self, context: Any) -> None:
-        if self._token is None:
+        if self._keys.token is None:
             return
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not has_token(given if isinstance(given, bytes) else str(given).encode(), self._token):
+        if not has_token(given if isinstance(given, bytes) else str(given).encode(), self._keys.token.encode()):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed: authorization: Bearer ...")
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:

@@ -14,6 +14,7 @@ from . import metrics, openapi, page, predict_route, protocol
 from .access_log import AccessLog, trace_ids
 from .aside import Aside
 from .encodings import decoded
+from .held import Held
 from .messages import HttpAnswer, HttpError, HttpRequest, error_body, json_answer
 from .model import IMAGE, TENSOR, Data
 from .request import Format, RefusedError, Request, Urgency
@@ -41,9 +42,9 @@ class HttpSettings:
 class HttpApp:
     """Answers requests with ``service``."""
 
-    def __init__(self, service: Service, settings: HttpSettings, log: AccessLog | None = None) -> None:
-        self._service, self._settings, self._log = service, settings, log
-        self._token = None if settings.token is None else settings.token.encode()
+    def __init__(self, service: Service, settings: HttpSettings, held: Held, log: AccessLog | None = None) -> None:
+        self._service, self._settings, self._held, self._log = service, settings, held, log
+        self.use_token(settings.token)
         self._parser = Aside()
         self._routes: dict[str, dict[bytes, Callable[[HttpRequest], HttpAnswer]]] = {
             "/metrics": {b"GET": self._metrics},
@@ -56,6 +57,10 @@ class HttpApp:
         for path, asset in page.assets().items():
             self._routes[path] = {b"GET": partial(_same, asset)}
         self._open_paths = {"/v2/health/live", "/v2/health/ready", *page.assets()}
+
+    def use_token(self, token: str | None) -> None:
+        """Ask for this token from now on, for none where it is None."""
+        self._token = None if token is None else token.encode()
 
     def early(self, request: HttpRequest) -> HttpAnswer | None:
         """Return the answer that a request gets whatever is in its body, None when the body matters."""
@@ -306,10 +311,17 @@ class HttpApp:
         return HttpAnswer(503, error_body(text), headers=headers)
 
     def _decoded(self, request: HttpRequest) -> bytes | bytearray:
-        """Return the body without its Content-Encoding. Raises HttpError."""
+        """Return the body without its Content-Encoding, which counts as well. Raises HttpError and RefusedError."""
         request.log["route"] = request.route
         encoding = request.headers.get(b"content-encoding")
-        return request.body if encoding is None else decoded(request.body, encoding, self._settings.body_bytes)
+        if encoding is None:
+            return request.body
+        found, own = decoded(request.body, encoding, self._settings.body_bytes), request.reserved_bytes
+        if found is not request.body:
+            if not self._held.take(own + len(found), own):
+                raise RefusedError(Refusal(BYTES, self._service.executor.backlog_s()))
+            request.reserved_bytes = own + len(found)
+        return found
 
     def _line(self, request: HttpRequest, answer: HttpAnswer, now_s: float) -> dict[str, Any]:
         trace, parent = trace_ids(request.headers.get(b"traceparent"))

@@ -21,12 +21,13 @@ from .aside import Aside
 from .connection import Connection
 from .connections import ConnectionLimits, Connections
 from .executor import Executor
+from .held import Held
 from .http_app import HttpApp, HttpSettings
+from .keys import Keys
 from .loading import Code, Loaded, add_gauges, collect_less, executor_of, load
 from .metrics import Metrics
 from .options import ServeOptions
 from .service import Service, State
-from .tls import tls_context
 
 LOGGER = logging.getLogger("cpupack.serve")
 _SWEEP_S = 1.0
@@ -42,6 +43,7 @@ class Server:
 
     def __init__(self, package_dir: Path, options: ServeOptions, say: Callable[[str], None]) -> None:
         self._dir, self._options, self._say = package_dir, options, say
+        self.keys = Keys(options)
         self.metrics = Metrics()
         self.service = Service(
             self.metrics, None if options.max_latency_ms is None else options.max_latency_ms / 1000.0
@@ -52,21 +54,24 @@ class Server:
         self._reloading: asyncio.Task[None] | None = None
         self._loader = Aside()
         self._generation = 0
+        self._once_more = False
         self._code: Code | None = None
+        self.held = Held(options.max_queue_bytes)
         self.app = HttpApp(
             self.service,
             HttpSettings(options.token, options.shed_status, options.max_body_bytes),
+            self.held,
             self._log,
         )
         self.connections = Connections(
             self.app.handle, self.app.early, self.app.full, self.app.answered,
             ConnectionLimits(
                 body_bytes=options.max_body_bytes,
-                all_bytes=options.max_queue_bytes,
                 connections=options.max_connections,
                 request_s=options.client_timeout_s,
                 idle_s=options.idle_timeout_s,
             ),
+            self.held,
         )  # fmt: skip
         self._gauges()
 
@@ -76,8 +81,6 @@ class Server:
         options = self._options
         sys.setswitchinterval(_SWITCH_S)
         _allow_connections(options.max_connections)
-        cert, key = options.tls_cert, options.tls_key
-        tls = None if cert is None or key is None else tls_context(cert, key)
         listening = listen(options.host, options.port)
         grpc_door: Any = None
         doors: asyncio.Server | None = None
@@ -89,9 +92,9 @@ class Server:
             self.connections.sweep()
             # Open before the model is loaded: liveness is true from now on, readiness is not.
             doors = await loop.create_server(
-                lambda: Connection(self.connections), sock=listening, ssl=tls, backlog=_BACKLOG
+                lambda: Connection(self.connections), sock=listening, ssl=self.keys.tls, backlog=_BACKLOG
             )
-            sweeper = asyncio.create_task(self._sweep())
+            sweeper = asyncio.create_task(self._sweep(lambda: grpc_door))
             loaded = await self._unless_stopped(self._loader.run(load, self._dir, options))
             if loaded is None:
                 return
@@ -99,10 +102,11 @@ class Server:
             if options.grpc_port is not None:
                 from .grpc_service import open_door  # here: needs grpcio
 
-                grpc_door = await open_door(self.service, options, self._log)
+                grpc_door = await open_door(self.service, options, self.keys, self.held, self._log)
             collect_less()
             self.service.state = State.READY
             self._announce(listening, loaded, None if grpc_door is None else grpc_door.port)
+            self._reload_if_asked()
             await self._stop.wait()
             await self._leave(doors, grpc_door)
         finally:
@@ -157,17 +161,43 @@ class Server:
         self._stop.set()
 
     def _ask_to_reload(self) -> None:
+        """Open the log again, read the token and the certificate again, and load the model, now or soon."""
         if self._log is not None:
             self._log.reopen()
-        if self._reloading is not None and not self._reloading.done():
-            self._say("a reload is under way already")
-        elif self.service.state is State.READY:
-            self._reloading = asyncio.create_task(self._reload())
+        taken, errors = self.keys.read_again()
+        self.app.use_token(self.keys.token)
+        for what in taken:
+            self._say(f"read again: {what} is a new one")
+        for error in errors:
+            LOGGER.error("SIGHUP: %s", error)
+        self._once_more = True
+        if self.service.state is State.STARTING:
+            self._say("the model will be loaded again as soon as the server is ready")
+        elif self.service.state is not State.READY:
+            self._say("the server stops; the model is not loaded again")
+        elif self._reloading is not None and not self._reloading.done():
+            self._say("a reload is under way already; another one follows")
+        self._reload_if_asked()
 
-    async def _sweep(self) -> None:
+    def _reload_if_asked(self) -> None:
+        if self._once_more and self.service.state is State.READY and self._reloading is None:
+            self._once_more = False
+            self._reloading = asyncio.create_task(self._reload())
+            self._reloading.add_done_callback(self._reloaded)
+
+    def _reloaded(self, task: asyncio.Task[None]) -> None:
+        self._reloading = None
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                LOGGER.error("the model before could not be closed: %s", error, exc_info=error)
+            self._reload_if_asked()
+
+    async def _sweep(self, grpc_door: Callable[[], Any]) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
             self.connections.sweep()
+            if (door := grpc_door()) is not None:
+                door.sweep()
             if self.service.state is not State.STARTING and (revived := self.service.executor.revive()):
                 self.metrics.revived.add(amount=revived)
 
@@ -217,7 +247,7 @@ class Server:
     def _gauges(self) -> None:
         gauge = self.metrics.gauge
         add_gauges(self.metrics, self.service)
-        gauge("body_bytes", "Bodies that arrive or are not answered yet.", lambda: float(self.connections.body_bytes))
+        gauge("body_bytes", "Bodies that arrive or are not answered yet.", lambda: float(self.held.used))
         gauge("connections", "Open connections of HTTP.", lambda: float(len(self.connections.open)))
 
 

@@ -39,6 +39,7 @@ class ServeOptions:
     drain_s: float = 30.0
     shed_status: int = 429
     token: str | None = None
+    token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     access_log: str | None = None
@@ -57,8 +58,8 @@ class ServeOptions:
             raise InputError(f"--grpc-port {self.grpc_port}: HTTP has this port; choose another")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls-cert and --tls-key go together")
-        if self.token is not None and (len(self.token) < 8 or not self.token.isascii() or not self.token.isprintable()):
-            raise InputError("--token-file: the token must be at least 8 printable ASCII characters")
+        if self.token is not None:
+            check_token(self.token)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,10 +191,17 @@ def from_arguments(args: argparse.Namespace) -> ServeOptions:
         drain_s=args.drain,
         shed_status=args.shed_status,
         token=None if args.token_file is None else read_token(args.token_file),
+        token_file=args.token_file,
         tls_cert=args.tls_cert,
         tls_key=args.tls_key,
         access_log=args.access_log,
     )
+
+
+def check_token(token: str) -> None:
+    """Raise InputError for a token that is too short, or that a header cannot carry."""
+    if len(token) < 8 or not token.isascii() or not token.isprintable():
+        raise InputError("--token-file: the token must be at least 8 printable ASCII characters")
 
 
 def read_token(path: Path) -> str:

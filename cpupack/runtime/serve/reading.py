@@ -1,8 +1,9 @@
 """Cuts what arrives on a connection into requests, with httptools.
 
 The parser sees the head of a request. A body of known length does not pass through it: it is read into its place, or
-dropped where the request is refused. Chunked and very large bodies take the long way, through the parser. Clients send
-the same head again and again, with another length: one that was seen before is not parsed anew.
+dropped where the request is refused. Room for it is made as it comes, so who announces much and sends nothing holds
+nothing. Chunked bodies take the long way, through the parser. Clients send the same head again and again, with another
+length: one that was seen before is not parsed anew.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from .messages import HttpError, HttpRequest
 
 MAX_HEADER_BYTES = 32 * 1024
 _SCRATCH_BYTES = 256 * 1024
-_WHOLE_BYTES = 1024 * 1024
-"""Up to this size room for a whole body is made at once; for a larger one it grows as the body comes."""
+_FIRST_ROOM = 64 * 1024
+"""The first room for a body of which a part is there. It is doubled whenever it is full, up to the body's length."""
 _KNOWN_HEADS = 512
 _KNOWN_HEAD_BYTES = 2048
 _LENGTH = re.compile(rb"\r\n(?i:content-length):[ \t]*([0-9]{1,15})[ \t]*\r\n")
@@ -38,7 +39,7 @@ class Listener(Protocol):
         """Its headers are there, and ``length`` bytes of body are announced. May give it its early answer."""
 
     def body_grows(self, request: HttpRequest, size_bytes: int) -> None:
-        """Of a body that passes through the parser ``size_bytes`` are there. May give it its early answer."""
+        """Of its body ``size_bytes`` are there, or get room now. May give it its early answer."""
 
     def request_is_there(self, request: HttpRequest) -> None:
         """It is whole, or it has an early answer and its body was dropped."""
@@ -81,7 +82,7 @@ class Desk:
         """Return the head with these bytes, and the length that it announces; None for one that was not seen before."""
         key, length = _without_length(text)
         head = self.heads.get(key)
-        return None if head is None or length > _WHOLE_BYTES else (head, length)
+        return None if head is None else (head, length)
 
     def learn(self, text: bytes, head: Head, length: int) -> None:
         """Keep a head that was parsed, with the length that it announced. When there are too many, all are forgotten.
@@ -100,7 +101,8 @@ class Incoming:
     """What one connection has read so far of the request that is arriving.
 
     ``receiving`` is true from its first byte to its last. After ``stop`` nothing more is read. ``_body`` is the place
-    of a body that is read into it, up to ``_at``. ``_skip`` bytes of a body are to be dropped. ``_left_body`` says that
+    of a body that is read into it, up to ``_at``; it is to have ``_room`` bytes when it is read into next. ``_waits``
+    says that nothing of such a body is there yet. ``_skip`` bytes of a body are to be dropped. ``_left_body`` says that
     the parser does not take the body.
     """
 
@@ -113,6 +115,10 @@ class Incoming:
     _length: int
     _request: HttpRequest | None
     _chunks: list[bytes | bytearray]
+    _at: int
+    _room: int
+    _skip: int
+    _waits: bool
     _body: bytearray | None
 
     def __init__(self, desk: Desk, listener: Listener) -> None:
@@ -131,11 +137,25 @@ class Incoming:
         """The request whose head is there and whose body is not."""
         return self._request
 
+    def drop(self) -> None:
+        """Keep nothing of the body that arrives: its request has an early answer."""
+        request = self._request
+        self._chunks.clear()
+        if request is not None and (self._waits or self._body is not None):
+            self._skip = request.length - self._at
+            self._body, self._waits = None, False
+
     def place(self) -> memoryview:
         """Return where the next bytes are to be put."""
-        if self._body is not None:
-            return memoryview(self._body)[self._at :]
-        return memoryview(self._desk.scratch)
+        body = self._body
+        if body is None:
+            return memoryview(self._desk.scratch)
+        if len(body) < self._room:
+            try:
+                body.extend(bytes(self._room - len(body)))
+            except BufferError:  # the transport still has a view of it
+                self._body = body = body + bytes(self._room - len(body))
+        return memoryview(body)[self._at :]
 
     def take(self, count: int) -> None:
         """Take ``count`` bytes that are there."""
@@ -145,8 +165,13 @@ class Incoming:
             self._read(0, count)
             return
         self._at += count
-        if self._at == len(self._body):
+        request = self._request
+        assert request is not None
+        if self._at == request.length:
             self._body_is_there()
+        elif self._at == self._room:
+            self._room = min(request.length, 2 * self._at)
+            self._listener.body_grows(request, self._room)
 
     def _read(self, start: int, stop: int) -> None:
         """Take what is in a part of the scratch: the rest of a body that is dropped, whole heads, partial heads."""
@@ -159,6 +184,9 @@ class Incoming:
                 start += dropped
                 if not self._skip:
                     self._message_is_there()
+                continue
+            if self._waits and self._request is not None:
+                start = self._begin_body(self._request, start, stop)
                 continue
             fresh = not self.receiving
             if fresh:
@@ -201,25 +229,31 @@ class Incoming:
         length = request.length
         if not length or b"transfer-encoding" in request.headers:
             return start
-        if request.early is not None:
-            self._skip = length
-        elif length <= _WHOLE_BYTES or self._left_body:
-            here = min(length, stop - start)
-            with memoryview(self._desk.scratch) as scratch, scratch[start : start + here] as there:
-                if here == length:
-                    self._body = bytearray(there)  # zeros that are written over take half as long again
-                else:
-                    self._body = bytearray(length)
-                    self._body[:here] = there
-            self._at = here
-            start += here
-        else:
-            return start
         if self._parsed:
             self._parser = httptools.HttpRequestParser(self)  # the one before waits for the body
-        if self._body is not None and self._at == length:
+        if request.early is not None:
+            self._skip = length
+            return start
+        self._waits = True
+        return self._begin_body(request, start, stop)
+
+    def _begin_body(self, request: HttpRequest, start: int, stop: int) -> int:
+        """Take the first bytes of a body out of the scratch, and return where what follows it begins."""
+        length = request.length
+        here = min(length, stop - start)
+        if not here:  # the first bytes of a body that comes later go through the scratch, too
+            return start
+        self._room = length if here == length else min(length, max(2 * here, _FIRST_ROOM))
+        self._listener.body_grows(request, self._room)
+        if not self._waits:  # it was refused
+            return start
+        self._waits = False
+        with memoryview(self._desk.scratch) as scratch, scratch[start : start + here] as there:
+            self._body = bytearray(there)
+        self._at = here
+        if here == length:
             self._body_is_there()
-        return start
+        return start + here
 
     def _body_is_there(self) -> None:
         body, self._body = self._body, None
@@ -292,7 +326,7 @@ class Incoming:
         length = int(announced) if announced.isdigit() else 0
         keep_alive = parser.should_keep_alive() and version == "1.1"  # older clients wait for a header that says so
         # All others the parser must see again: their bodies pass through it, or it goes on in another way.
-        self._plain = keep_alive and not parser.should_upgrade() and not chunked and length <= _WHOLE_BYTES
+        self._plain = keep_alive and not parser.should_upgrade() and not chunked
         path = unquote(path) if "%" in path else path
         self._head_is_there(Head(parser.get_method(), path, query, headers, keep_alive), length)
 
@@ -302,9 +336,7 @@ class Incoming:
             return
         self._size += len(body)
         self._listener.body_grows(request, self._size)
-        if request.early is not None:
-            self._chunks.clear()
-        else:
+        if request.early is None:
             self._chunks.append(body)
 
     def on_message_complete(self) -> None:
@@ -321,8 +353,8 @@ class Incoming:
         self._chunks = []
         self._size = 0
         self._body = None
-        self._at = 0
-        self._skip = 0
+        self._at = self._room = self._skip = 0
+        self._waits = False
         self._left_body = False
         self._parsed = False
         self._request = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 
@@ -33,6 +34,28 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
         raise InputError(f"--tls-cert {cert} and --tls-key {key} cannot be used: {error.strerror or error}") from error
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+class Certificate(ssl.SSLContext):
+    """The context of a server whose certificate may be replaced: each new connection has the ``current`` one.
+
+    Not ``load_cert_chain`` once more: that keeps a certificate whose key is of another kind, and still shows it.
+    """
+
+    current: ssl.SSLContext
+
+    def __new__(cls, current: ssl.SSLContext) -> Certificate:
+        """Make a context that wraps connections with ``current``."""
+        found = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+        found.current = current
+        return found
+
+    def __init__(self, current: ssl.SSLContext) -> None:
+        """See ``__new__``: the class of Python has all that it does there."""
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Return what a new connection talks through."""
+        return self.current.wrap_bio(*arguments, **options)
 
 
 class _EncryptedError(Exception):
