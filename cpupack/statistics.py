@@ -33,6 +33,7 @@ class ActivationStats:
     ``channel_min`` and ``channel_max`` are float32 ``(channels,)`` of a layer with weights, None for anything else.
     ``sample_min`` and ``sample_max`` are float32, one per sample (per slice of the first dimension), in order.
     ``chosen`` keeps the ranges that were chosen from these statistics, by observer and number of steps.
+    ``infinite`` says that some values are not here, because they were not finite (or beyond 8e37).
     """
 
     batch_min: npt.NDArray[np.float32]
@@ -44,6 +45,7 @@ class ActivationStats:
     sample_min: npt.NDArray[np.float32] | None = None
     sample_max: npt.NDArray[np.float32] | None = None
     chosen: dict[tuple[str, int, float], tuple[float, float]] = field(default_factory=dict, compare=False, repr=False)
+    infinite: bool = False
 
     @property
     def minimum(self) -> float:
@@ -59,6 +61,11 @@ class ActivationStats:
         first, last = (int(used[0]), int(used[-1])) if used.size else (HALF_BINS, HALF_BINS)
         edges = (np.arange(first, last + 2, dtype=np.float64) - HALF_BINS) * self.bin_width
         return edges, self.counts[first : last + 1].astype(np.float64)
+
+
+def countable(values: torch.Tensor) -> torch.Tensor:
+    """Return values with zeros for those that statistics cannot count: NaN, infinity and anything beyond 8e37."""
+    return torch.where(values.abs() < _LARGEST, values, 0.0)
 
 
 class StatsCollector:

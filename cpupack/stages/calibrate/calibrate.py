@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 from typing import Any
@@ -14,6 +15,7 @@ from cpupack.accuracy import FloatArray
 from cpupack.artifacts import CalibratedModel, FusedModel, Samples, Seen
 from cpupack.errors import CalibrationError
 from cpupack.graph.fused import channel_axis
+from cpupack.graph.infinities import lasting
 from cpupack.graph.parts import SAMPLES_AT_ONCE, Part, in_threads, parts_of
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import running_on
@@ -21,7 +23,7 @@ from cpupack.progress import Progress
 from cpupack.stages.calibrate.linear import measure_linear
 from cpupack.stages.calibrate.record import RecordedGraph, hooked
 from cpupack.stages.calibrate.recurrent import measure_recurrent
-from cpupack.statistics import StatsCollector
+from cpupack.statistics import ActivationStats, StatsCollector, countable
 
 
 def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progress: Progress) -> CalibratedModel:
@@ -30,16 +32,20 @@ def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progr
     Of recurrent layers it measures what codes of 8 bits cost, and of linear layers over tokens whether they lose less
     with channels of nearer sizes (``divisors``); of all linear layers it keeps some of what they read (``rows``). The
     first is all for a model to quantize dynamically. Raises CalibrationError, with the layer and the samples, when an
-    activation is not finite, and when the model does not run on some of the samples.
+    activation is not finite and no later call replaces what is not, and when the model does not run on some of the
+    samples.
     """
     recurrent = {} if samples is None else measure_recurrent(fused.canonical, samples)
     if fused.style == "dynamic" or samples is None:
         return CalibratedModel(fused, {}, samples=0, origin="none needed", recurrent_sqnr_db=recurrent)
-    recorder = _Recorder(samples)
+    recorder = _Recorder(samples, fused.module)
     with running_on(samples.origin):
         _run(fused.module, recorder, samples, batch_size, progress)
     divisors, rows = measure_linear(fused.canonical, samples)
-    return CalibratedModel(fused, recorder.finish(), len(samples), samples.origin, recurrent, divisors, rows)
+    stats = recorder.finish()
+    if passing := [name for name, each in stats.items() if each.infinite]:
+        progress.note(f"values that are not finite, which later calls replace, are in {', '.join(passing)}: FP32")
+    return CalibratedModel(fused, stats, len(samples), samples.origin, recurrent, divisors, rows)
 
 
 def observe(
@@ -92,8 +98,9 @@ def _run(
 class _Recorder:
     """Collects the output of every call, under the name that the quantize stage uses for it."""
 
-    def __init__(self, samples: Samples) -> None:
-        self._samples = samples
+    def __init__(self, samples: Samples, module: nn.Module) -> None:
+        self._samples, self._module = samples, module
+        self._infinite: dict[str, str] = {}
         self._collectors: dict[str, StatsCollector] = {}
         self._lock = threading.Lock()
 
@@ -109,16 +116,31 @@ class _Recorder:
                     self._collectors[name] = StatsCollector(axis)
             if not self._collectors[name].add(value, part.batch, part.number):
                 names = self._samples.names[part.rows]
-                raise CalibrationError(
-                    f"the output of {name} is not finite (or beyond 8e37) on the calibration samples "
-                    f"{names[0]} to {names[-1]}",
-                    hint="look for NaN or huge values in these samples, or for an overflow in the FP32 model",
-                )
+                with self._lock:
+                    self._infinite.setdefault(name, f"{names[0]} to {names[-1]}")
+                if not isinstance(self._module, fx.GraphModule):
+                    raise self._refusal(name)  # nothing says which call reads it
+                self._collectors[name].add(countable(value), part.batch, part.number)
 
         return record
 
-    def finish(self) -> dict[str, Any]:
-        return {name: collector.finish() for name, collector in self._collectors.items()}
+    def finish(self) -> dict[str, ActivationStats]:
+        """Return the statistics. Raises CalibrationError where values that are not finite go on into the answer."""
+        if self._infinite:
+            assert isinstance(self._module, fx.GraphModule)
+            name = lasting(self._module, self._infinite)
+            if name is not None:
+                raise self._refusal(name)
+        return {
+            name: dataclasses.replace(collector.finish(), infinite=name in self._infinite)
+            for name, collector in self._collectors.items()
+        }
+
+    def _refusal(self, name: str) -> CalibrationError:
+        return CalibrationError(
+            f"the output of {name} is not finite (or beyond 8e37) on the calibration samples {self._infinite[name]}",
+            hint="look for NaN or huge values in these samples, or for an overflow in the FP32 model",
+        )
 
 
 class _Watcher:
@@ -141,6 +163,8 @@ class _Watcher:
         stats = self._stats.get(name)
         if stats is None or not _has_numbers(value):
             return
+        if stats.infinite:
+            value = countable(value)
         low, high = float(value.amin()), float(value.amax())
         outside = 0
         if low < stats.minimum or high > stats.maximum:

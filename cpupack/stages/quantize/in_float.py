@@ -13,6 +13,7 @@ from cpupack.artifacts import CalibratedModel
 from cpupack.graph.decoding import decoding_calls
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
+from cpupack.graph.infinities import infinite_calls
 from cpupack.graph.names import calls
 from cpupack.graph.phases import large_angles
 from cpupack.graph.rows import laying_calls
@@ -75,6 +76,7 @@ def reasons_in_float(
     """Return what says why a call of the graph stays FP32 whatever the recipe says; None where it need not."""
     types = wrong_types(engine)
     laying, hiding, spectral = laying_calls(graph), hiding_calls(graph), spectral_calls(graph)
+    infinite = infinite_calls(graph, _infinities(calibrated))
     magnitude = _magnitudes(calibrated)
     decoding, angles = decoding_calls(graph, magnitude), large_angles(graph, magnitude)
     wrong = (_is_wrong_arithmetic(engine), _is_wrong_pooling(graph, engine), _is_fixed_in_cat(graph))
@@ -92,6 +94,8 @@ def reasons_in_float(
             return reasons.ANGLES
         if node in hiding:
             return reasons.HIDES
+        if node in infinite:
+            return reasons.INFINITE
         if node.meta.get(LEVELS):
             return reasons.LEVELS
         if node in spectral:
@@ -104,6 +108,18 @@ def reasons_in_float(
         return reasons.wrong_on(engine) if called in types or any(each(node) for each in wrong) else None
 
     return reason
+
+
+def _infinities(calibrated: CalibratedModel) -> Callable[[fx.Node], bool]:
+    """Return what tells whether calibration has seen values of a call that are not finite."""
+
+    def is_infinite(node: fx.Node) -> bool:
+        while node.meta[STATS_NAME] not in calibrated.stats and node.target in SHAPES:
+            node = node.all_input_nodes[0]
+        stats = calibrated.stats.get(node.meta[STATS_NAME])
+        return stats is not None and stats.infinite
+
+    return is_infinite
 
 
 def _magnitudes(calibrated: CalibratedModel) -> Callable[[fx.Node], float | None]:

@@ -13,6 +13,7 @@ ANGLES = "gives angles of several turns, between which rounding to INT8 would be
 STEEP = "is steep where most values are (a logarithm, a root), so the steps of INT8 before it would be large errors"
 CHOOSES = "scores what is chosen by order (a sort, a top-k): INT8 would make equal scores of unequal ones"
 HIDES = "hides values behind a number for which INT8 has no code (a mask)"
+INFINITE = "gives or takes values that are not finite, which a later layer replaces"
 ROWS = "lays inputs or outputs side by side, which have no range in common"
 BOXES = "chooses boxes, or takes what is in them: coordinates have finer steps than INT8"
 BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"

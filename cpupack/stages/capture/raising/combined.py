@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.stages.capture.raising.activations import clamp_module
-from cpupack.stages.capture.raising.masks import HIDDEN, leads_to_softmax
+from cpupack.stages.capture.raising.masks import HIDDEN, leads_to_softmax, may_be_infinite
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
 Handler = Callable[[Raiser, dict[str, Any]], Any]
@@ -164,6 +164,8 @@ def _hides_some(r: Raiser, keep: torch.Tensor, source: Any) -> bool:
 def _times(r: Raiser, source: Any, mask: torch.Tensor, name: str) -> fx.Node:
     if not r.is_float() or not r.is_float(source) or r.shape(source) != r.shape():
         raise NotRaised
+    if isinstance(source, fx.Node) and may_be_infinite(source):
+        raise NotRaised  # 0 times an infinity is no number
     return r.call(torch.mul, r.activation(source), r.attribute(mask, name))
 
 

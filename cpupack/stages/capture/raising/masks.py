@@ -1,6 +1,6 @@
-"""Masks of scores that a softmax reads: minus infinity becomes a finite number whose power is 0 as well.
+"""Masks and infinities: of scores that a softmax reads, and of what a mask replaces.
 
-A calibration of values that are not finite says nothing, so other infinities are errors there.
+Minus infinity in scores becomes a finite number whose power is 0 as well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,17 @@ _LEADING = frozenset(
         "squeeze", "unsqueeze", "contiguous", "clone", "expand", "masked_fill", "where", "_to_copy", "to", "slice",
     )
 )  # fmt: skip
+_INFINITE_AT_ZERO = frozenset(
+    f"aten.{name}" for name in ("reciprocal", "rsqrt", "log", "log2", "log10", "logit", "special_logit")
+)
+_ROOTS = frozenset(
+    f"aten.{name}" for name in ("sqrt", "pow", "acos", "asin", "acosh", "atanh", "log1p", "exp", "expm1")
+)
+"""What gives NaN, or an infinity, for other values than zero."""
+_QUOTIENTS = frozenset({"aten.div", "aten.divide", "aten.true_divide"})
+_GUARDS = frozenset({"aten.add", "aten.clamp", "aten.clamp_min", "aten.maximum"})
+_BOUNDED = frozenset({"aten.sigmoid", "aten.tanh", "aten.hardtanh", "aten.hardsigmoid", "aten.relu6", "aten.erf"})
+_REDUCING = frozenset({"aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.cat", "aten.stack"})
 _SOFTMAXES = frozenset({"aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax"})
 
 
@@ -52,6 +63,54 @@ def leads_to_softmax(node: fx.Node) -> bool:
         known.update(new)
         pending += new
     return True
+
+
+def may_be_infinite(node: fx.Node) -> bool:
+    """Whether an exported call's values may be infinite, for a zero: a product with a mask of zeros is no number then.
+
+    What is divided by is taken for a number above zero where a number was added to it, or was its least value.
+    """
+    pending, known = [node], {node}
+    while pending:
+        each = pending.pop()
+        if _is_infinite_at_zero(each):
+            return True
+        if each.op != "call_function" or _name(each) in _BOUNDED:
+            continue
+        pointwise = torch.Tag.pointwise in getattr(each.target, "tags", ())
+        if pointwise or _name(each) in _LEADING | _REDUCING:
+            new = [source for source in each.all_input_nodes if source not in known]
+            known.update(new)
+            pending += new
+    return False
+
+
+def may_be_no_number(node: fx.Node) -> bool:
+    """Whether an exported call's values may be infinite or NaN, by any call before it."""
+    pending, known = [node], {node}
+    while pending:
+        each = pending.pop()
+        if each.op == "call_function" and (_is_infinite_at_zero(each) or _name(each) in _ROOTS):
+            return True
+        new = [source for source in each.all_input_nodes if source not in known]
+        known.update(new)
+        pending += new
+    return False
+
+
+def _is_infinite_at_zero(node: fx.Node) -> bool:
+    name = _name(node)
+    numbers = [each for each in node.args if isinstance(each, int | float)]
+    if name in _QUOTIENTS and len(node.args) > 1:
+        divisor = node.args[1]
+    elif name in _INFINITE_AT_ZERO or (name == "aten.pow" and any(each < 0 for each in numbers)):
+        divisor = node.args[0]
+    else:
+        return any(abs(each) == torch.inf for each in numbers)
+    if not isinstance(divisor, fx.Node) or divisor.op == "placeholder":
+        return isinstance(divisor, int | float) and divisor == 0
+    guarded = any(isinstance(each, int | float) and each > 0 for each in [*divisor.args, *divisor.kwargs.values()])
+    return not (guarded and _name(divisor) in _GUARDS)
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from cpupack.stages.capture.raising.masks import may_be_no_number
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
 from cpupack.stages.capture.raising.shapes import permuted, reshaped, sliced
 
@@ -270,6 +271,23 @@ def _is_no_number(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.call(_ATEN.ne.Tensor, x, x, word="is_no_number")
 
 
+def _with_numbers(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``nan_to_num``: nothing where no call before gives infinities or NaN, since a runner refuses them as inputs."""
+    source = a["self"]
+    if not r.is_float(source) or r.is_known(source):
+        raise NotRaised
+    x = r.activation(source)
+    if not may_be_no_number(source):
+        return x
+    x = r.call(_ATEN.where.ScalarOther, r.call(_ATEN.eq.Tensor, x, x, word="is_number"), x, float(a["nan"] or 0.0))
+    for infinity, end in ((math.inf, a["posinf"]), (-math.inf, a["neginf"])):
+        if end is not None:
+            ended = r.call(_ATEN.eq.Scalar, x, infinity, word="is_infinite")
+            x = r.call(_ATEN.masked_fill.Scalar, x, ended, float(end), word="fill")
+    most = torch.finfo(torch.float32).max
+    return r.call(torch.clamp, x, -most, most)
+
+
 def _size_of(r: Raiser, a: dict[str, Any]) -> fx.Node:
     if not r.is_float(a["self"]):
         raise NotRaised
@@ -280,5 +298,5 @@ HANDLERS: dict[str, Any] = {
     "logsumexp": _log_of_sum, "prod": _product, "tril": _triangle, "triu": _triangle, "one_hot": _classes,
     "diff": _differences, "col2im": _put_back, "index_add": _add_at, "scatter_add": _scatter_add, "cdist": _distances,
     "_cdist_forward": _distances, "index_put": _fill_chosen, "isinf": _is_infinite, "isfinite": _is_finite,
-    "isnan": _is_no_number,
+    "isnan": _is_no_number, "nan_to_num": _with_numbers,
 }  # fmt: skip

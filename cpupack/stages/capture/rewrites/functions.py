@@ -28,6 +28,7 @@ _POINTS = torch.cat(
 )
 _FAR_POINTS = torch.tensor([-1e9, -1e4, -300.0, -50.0, 50.0, 300.0, 1e4, 1e9], dtype=torch.float64)
 """A clamp at 100 is no identity. Where a function overflows here, it overflows for its author too."""
+_ENDLESS = torch.tensor([-torch.inf, torch.inf, torch.nan], dtype=torch.float64)
 _TOLERANCE = 1e-6
 """Of float64 values: written with constants of float32 (0.7978846), a function is off by 1e-8."""
 _LARGEST_EPS = 1e-2
@@ -65,14 +66,29 @@ def _activation(cone: Cone) -> tuple[nn.Module, str] | None:
     if values is None or far is None or not torch.isfinite(values).all():
         return None
     known = torch.isfinite(far)
+    endless = cone.at(_ENDLESS.clone())
     return next(
         (
             each
             for each in _ACTIVATIONS
-            if _same(each[0](_POINTS.clone()), values) and _equal(each[0](_FAR_POINTS.clone())[known], far[known])
+            if _keeps_infinities(each[0], endless)
+            and _same(each[0](_POINTS.clone()), values)
+            and _equal(each[0](_FAR_POINTS.clone())[known], far[known])
         ),
         None,
     )
+
+
+def _keeps_infinities(module: nn.Module, values: torch.Tensor | None) -> bool:
+    """Whether a function replaces no infinity that an activation keeps, as ``x.nan_to_num()`` does, and no NaN.
+
+    ``torch.where(x > 0, x, 0)`` is a ReLU, although it has a zero for NaN.
+    """
+    if values is None:
+        return False
+    kept = ~torch.isfinite(module(_ENDLESS.clone()))
+    replaced = kept & torch.isfinite(values)
+    return not bool(replaced[:2].any() if not isinstance(module, nn.Identity) else replaced.any())
 
 
 def _same(expected: torch.Tensor, values: torch.Tensor) -> bool:

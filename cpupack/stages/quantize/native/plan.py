@@ -17,6 +17,7 @@ from cpupack.graph.decoding import decoding_calls
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
+from cpupack.graph.infinities import infinite_calls
 from cpupack.graph.names import core, is_named
 from cpupack.graph.phases import large_angles
 from cpupack.graph.proposals import is_between_stages
@@ -92,6 +93,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
             choosing_calls(calls.graph, lambda node: has_weights(calls, node) or is_recurrent(calls, node)),
         ),
         (reasons.HIDES, hiding_calls(calls.graph)),
+        (reasons.INFINITE, infinite_calls(calls.graph, _infinities(calibrated, calls))),
         (reasons.BOXES, [node for node in nodes if is_between_stages(node)]),
         (reasons.NO_FLOATS, calls.beyond_floats()),
         (reasons.BESIDE, calls_beside_layers(calls)),
@@ -114,6 +116,16 @@ def _magnitudes(calibrated: CalibratedModel, calls: Calls) -> Callable[[fx.Node]
         return None if stats is None else max(-stats.minimum, stats.maximum)
 
     return magnitude
+
+
+def _infinities(calibrated: CalibratedModel, calls: Calls) -> Callable[[fx.Node], bool]:
+    """Return what tells whether calibration has seen values of a call that are not finite."""
+
+    def is_infinite(node: fx.Node) -> bool:
+        stats = calibrated.stats.get(calls.observed(node, calibrated.stats).name)
+        return stats is not None and stats.infinite
+
+    return is_infinite
 
 
 def rounded_by_range(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[int, ...]) -> frozenset[str]:

@@ -352,7 +352,8 @@ def _named(*names: str) -> list[Any]:
 
 _CONVERSIONS = tuple(_named("to", "type_as", "_to_copy"))
 _PLAIN = (torch.add, torch.sub, torch.mul, torch.sum, torch.clamp)
-_OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor)
+_OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor, *_named("where", "masked_fill"))
+"""What is here for floats too, as where a mask is a constant."""
 _PLACES = (_ATEN.argmax.default, _ATEN.argmin.default)
 _JOINS = (torch.cat, _ATEN.cat.default)
 _EXTREMES = (torch.amax, torch.amin)
