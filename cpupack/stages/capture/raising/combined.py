@@ -164,7 +164,7 @@ def _hides_some(r: Raiser, keep: torch.Tensor, source: Any) -> bool:
 def _times(r: Raiser, source: Any, mask: torch.Tensor, name: str) -> fx.Node:
     if not r.is_float() or not r.is_float(source) or r.shape(source) != r.shape():
         raise NotRaised
-    if isinstance(source, fx.Node) and may_be_infinite(source):
+    if isinstance(source, fx.Node) and may_be_infinite(r, source):
         raise NotRaised  # 0 times an infinity is no number
     return r.call(torch.mul, r.activation(source), r.attribute(mask, name))
 

@@ -5,6 +5,7 @@ Minus infinity in scores becomes a finite number whose power is 0 as well.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,13 @@ _ROOTS = frozenset(
 _QUOTIENTS = frozenset({"aten.div", "aten.divide", "aten.true_divide"})
 _GUARDS = frozenset({"aten.add", "aten.clamp", "aten.clamp_min", "aten.maximum"})
 _BOUNDED = frozenset({"aten.sigmoid", "aten.tanh", "aten.hardtanh", "aten.hardsigmoid", "aten.relu6", "aten.erf"})
-_REDUCING = frozenset({"aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.cat", "aten.stack"})
+_PARTED = frozenset(
+    f"aten.{name}"
+    for name in (
+        "sum", "mean", "amax", "amin", "cat", "stack", "select", "chunk", "split", "split_with_sizes", "unbind",
+    )
+)  # fmt: skip
+"""Calls that take values apart, join them, or sum them up: infinities stay."""
 _SOFTMAXES = frozenset({"aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax"})
 
 
@@ -65,7 +72,7 @@ def leads_to_softmax(node: fx.Node) -> bool:
     return True
 
 
-def may_be_infinite(node: fx.Node) -> bool:
+def may_be_infinite(r: Raiser, node: fx.Node) -> bool:
     """Whether an exported call's values may be infinite, for a zero: a product with a mask of zeros is no number then.
 
     What is divided by is taken for a number above zero where a number was added to it, or was its least value.
@@ -73,24 +80,24 @@ def may_be_infinite(node: fx.Node) -> bool:
     pending, known = [node], {node}
     while pending:
         each = pending.pop()
-        if _is_infinite_at_zero(each):
+        if _is_infinite_at_zero(r, each):
             return True
         if each.op != "call_function" or _name(each) in _BOUNDED:
             continue
         pointwise = torch.Tag.pointwise in getattr(each.target, "tags", ())
-        if pointwise or _name(each) in _LEADING | _REDUCING:
+        if pointwise or each.target is operator.getitem or _name(each) in _LEADING | _PARTED:
             new = [source for source in each.all_input_nodes if source not in known]
             known.update(new)
             pending += new
     return False
 
 
-def may_be_no_number(node: fx.Node) -> bool:
+def may_be_no_number(r: Raiser, node: fx.Node) -> bool:
     """Whether an exported call's values may be infinite or NaN, by any call before it."""
     pending, known = [node], {node}
     while pending:
         each = pending.pop()
-        if each.op == "call_function" and (_is_infinite_at_zero(each) or _name(each) in _ROOTS):
+        if each.op == "call_function" and (_is_infinite_at_zero(r, each) or _name(each) in _ROOTS):
             return True
         new = [source for source in each.all_input_nodes if source not in known]
         known.update(new)
@@ -98,17 +105,22 @@ def may_be_no_number(node: fx.Node) -> bool:
     return False
 
 
-def _is_infinite_at_zero(node: fx.Node) -> bool:
+def _is_infinite_at_zero(r: Raiser, node: fx.Node) -> bool:
+    if node in r.known:
+        held = r.known[node]
+        return isinstance(held, torch.Tensor) and held.is_floating_point() and not bool(torch.isfinite(held).all())
     name = _name(node)
     numbers = [each for each in node.args if isinstance(each, int | float)]
+    divisor: Any
     if name in _QUOTIENTS and len(node.args) > 1:
         divisor = node.args[1]
     elif name in _INFINITE_AT_ZERO or (name == "aten.pow" and any(each < 0 for each in numbers)):
         divisor = node.args[0]
     else:
         return any(abs(each) == torch.inf for each in numbers)
-    if not isinstance(divisor, fx.Node) or divisor.op == "placeholder":
-        return isinstance(divisor, int | float) and divisor == 0
+    if r.is_known(divisor):
+        value = r.constant(divisor)
+        return isinstance(value, torch.Tensor | int | float) and bool((torch.as_tensor(value) == 0).any())
     guarded = any(isinstance(each, int | float) and each > 0 for each in [*divisor.args, *divisor.kwargs.values()])
     return not (guarded and _name(divisor) in _GUARDS)
 

@@ -277,7 +277,7 @@ def _with_numbers(r: Raiser, a: dict[str, Any]) -> fx.Node:
     if not r.is_float(source) or r.is_known(source):
         raise NotRaised
     x = r.activation(source)
-    if not may_be_no_number(source):
+    if not may_be_no_number(r, source):
         return x
     x = r.call(_ATEN.where.ScalarOther, r.call(_ATEN.eq.Tensor, x, x, word="is_number"), x, float(a["nan"] or 0.0))
     for infinity, end in ((math.inf, a["posinf"]), (-math.inf, a["neginf"])):
