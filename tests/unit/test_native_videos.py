@@ -172,6 +172,16 @@ def test_layers(name: str) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("max pool")])
+def test_pools_of_the_maximum_between_calls_in_fp32(name: str) -> None:
+    """As in Hiera, whose blocks pool the queries of windows that are frames."""
+    function = nn.Sequential(nn.Softmax(1), LAYERS[name], nn.Softmax(2))
+    sqnr_db, int8, _ = lowered(After(function).eval(), SHAPE)
+    assert sqnr_db > BOUND_DB
+    assert kernels(int8)[:4] == ["conv", "softmax", "windows", "softmax"]
+
+
+@needs_kernels
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str) -> None:
     sqnr_db, int8, _ = lowered(After(FUNCTIONS[name]).eval(), SHAPE)

@@ -18,10 +18,9 @@ from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, parts_of, shape_of
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_functions import OF_TWO, instructions_of
-from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, with_weights
+from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, max_pool_of_volumes, with_weights
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS
 from cpupack.stages.quantize.native.float_resampling import RESAMPLING
-from cpupack.stages.quantize.native.float_videos import max_pool as max_pool_of_videos
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.heads import Heads, append_heads, one_layer, score_scale
 from cpupack.stages.quantize.native.linear import linear_by_rows
@@ -391,7 +390,7 @@ _LOWERED_BY: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {
     nn.PReLU: (_slope, "map"),
     nn.MaxPool1d: (max_pool, "windows"),
     nn.MaxPool2d: (max_pool, "windows"),
-    nn.MaxPool3d: (max_pool_of_videos, "windows"),
+    nn.MaxPool3d: (max_pool_of_volumes, "windows"),
     nn.AvgPool1d: (average_pool, "windows"),
     nn.AvgPool2d: (average_pool, "windows"),
     torch.matmul: (_matmul, "matmul"),

@@ -20,7 +20,7 @@ from cpupack.stages.quantize.native.filters import bias_of
 from cpupack.stages.quantize.native.float_functions import of_module
 from cpupack.stages.quantize.native.float_resampling import average
 from cpupack.stages.quantize.native.transforms import layer_of
-from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, Windows
+from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, Windows, dense_steps
 
 MOST_TAPS = 4096
 """``MOST_TAPS`` of kernels/engine/validate_floats.c."""
@@ -127,6 +127,39 @@ def max_pool(b: Builder, node: fx.Node) -> View:
     if module.return_indices:
         raise b.calls.refusal(node, "with indices")
     return _pool(b, node, Windows.MAXIMUM, module.dilation, {})
+
+
+def max_pool_of_volumes(b: Builder, node: fx.Node) -> View:
+    """Lower ``nn.MaxPool3d``, dimension by dimension: each time over the rows, or the columns, of one image."""
+    module: Any = b.calls.module(node)
+    if module.return_indices:
+        raise b.calls.refusal(node, "with indices")
+    settings = [
+        triple(each, 3, other)
+        for each, other in (
+            (module.kernel_size, 1), (module.stride or module.kernel_size, 1), (module.padding, 0), (module.dilation, 1)
+        )
+    ]  # fmt: skip
+    view = b.floats.view(as_floats(b, node.all_input_nodes[0], node)).permuted((1, 2, 3, 0))
+    for axis in (2, 0, 1):  # the middle one last: it needs a copy
+        kernel, stride, pad, dilation = (each[axis] for each in settings)
+        if kernel == stride == 1:
+            continue
+        order = (1, 0, 2, 3) if axis == 1 else (0, 1, 2, 3)
+        view = b.floats.side_by_side(view.permuted(order))
+        frames, height, width, channels = view.shape
+        length = shape_of(node)[2 + axis]
+        rows, columns = (frames * height, width) if axis == 2 else (frames, height * width)
+        image = View(view.buffer, (channels, rows, columns), (1, columns * channels, channels), view.first)
+        along, across = "wh" if axis == 2 else "hw"
+        fields: dict[str, float] = {f"kernel_{across}": 1, f"stride_{across}": 1, f"pad_{across}": 0}
+        fields |= {f"kernel_{along}": kernel, f"stride_{along}": stride, f"pad_{along}": pad}
+        fields |= {f"dilation_{along}": dilation, f"dilation_{across}": 1}
+        size = (channels, rows, length) if axis == 2 else (channels, length, columns)
+        found = b.floats.windows(image, size, Windows.MAXIMUM, fields, {})
+        shape = (frames, height, length, channels) if axis == 2 else (length, height, width, channels)
+        view = View(found.buffer, shape, dense_steps(shape), found.first).permuted(order)
+    return view.permuted((3, 0, 1, 2))
 
 
 def average_pool(b: Builder, node: fx.Node) -> View:

@@ -1,4 +1,4 @@
-"""Convolutions and pools over three dimensions in FP32: frames lie one below the other, as one tall image.
+"""Convolutions over three dimensions in FP32: frames lie one below the other, as one tall image.
 
 Rows between two frames keep windows of one from reading the other. The frames that a window reads are channels of one
 frame of that image.
@@ -7,7 +7,6 @@ frame of that image.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,30 +81,6 @@ def transposed(b: Builder, node: fx.Node, layer: nn.ConvTranspose3d) -> View:
             some = _picked(sums, 0, written)
             b.floats.map(some, some, _picked(_at(taps, 4, tap), 0, read), [Instruction(Function.ADD)])
     return out.permuted((3, 0, 1, 2))
-
-
-def max_pool(b: Builder, node: fx.Node) -> View:
-    """Lower ``nn.MaxPool3d``: the largest of some frames, then those of their windows."""
-    module: Any = b.calls.module(node)
-    if module.return_indices:
-        raise b.calls.refusal(node, "with indices")
-    given = (module.kernel_size, module.stride or module.kernel_size, module.padding, module.dilation)
-    kernel, stride, padding, dilation = (triple(each, 3, 1) for each in given)
-    frames, view = shape_of(node)[2], _frames(b, node)
-    rows = max(_rows(shape_of(node)[3], kernel[1], stride[1], dilation[1]), padding[1] + view.shape[2])
-    rows = -(-rows // stride[1]) * stride[1]
-    tall = b.floats.new((frames, rows, view.shape[3], view.shape[0]))
-    b.floats.map(tall, Fixed(torch.tensor(-math.inf)))
-    inner, source = _cut(tall, 1, padding[1], view.shape[2]), view.permuted((1, 2, 3, 0))
-    for tap in range(kernel[0]):
-        read, written = _met(view.shape[1], frames, stride[0], tap * dilation[0] - padding[0])
-        if written:
-            some = _picked(inner, 0, written)
-            b.floats.map(some, some, _picked(source, 0, read), [Instruction(Function.MAXIMUM)])
-    image = _image(tall)
-    size = (view.shape[0], image.shape[1] // stride[1], shape_of(node)[4])
-    fields = _fields(kernel, stride, (0, 0, padding[2]), dilation)
-    return _video(b.floats.windows(image, size, Windows.MAXIMUM, fields, {}), frames, shape_of(node)[3])
 
 
 def _frames(b: Builder, node: fx.Node) -> View:
