@@ -1,4 +1,8 @@
-"""In-place calls of an exported graph made pure: every later reader sees the new value, through views too."""
+"""In-place calls of an exported graph made pure: every later reader sees the new value, through views too.
+
+``torch.vmap`` leaves marks in the graph, between which tensors lack the dimension that it goes over. torch writes such
+calls out with that dimension, as it writes out updates.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,10 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
+from cpupack.errors import ModelError
+from cpupack.stages.capture.lines import line_of
+
+_MAPS = "torch._functorch.predispatch"
 _FRESH = frozenset(
     f"aten.{name}"
     for name in (
@@ -29,18 +37,36 @@ def make_functional(program: ExportedProgram) -> ExportedProgram:
     """
     _drop_dropouts(program.graph)
     updates = [node for node in program.graph.nodes if _works_in_place(node)]
+    mapped = [node for node in program.graph.nodes if getattr(node.target, "__module__", None) == _MAPS]
     pure = [_pure_form(node) for node in updates]
-    if not updates:
+    if not updates and not mapped:
         return program
-    if all(form is not None and _owns(node.args[0]) for node, form in zip(updates, pure, strict=True)):
+    if not mapped and all(form is not None and _owns(node.args[0]) for node, form in zip(updates, pure, strict=True)):
         for node, form in zip(updates, pure, strict=True):
             _rename(node, form)
         program.graph.lint()
         return program
     _spell_out_unbinds(program.graph)
-    with torch.no_grad():
-        decomposed: ExportedProgram = program.run_decompositions({})
-        return decomposed
+    try:
+        with torch.no_grad():
+            decomposed: ExportedProgram = program.run_decompositions({})
+    except Exception as error:
+        if not mapped:
+            raise
+        raise _map_refusal(mapped, error) from error
+    if left := [node for node in decomposed.graph.nodes if getattr(node.target, "__module__", None) == _MAPS]:
+        raise _map_refusal(left, None)
+    return decomposed
+
+
+def _map_refusal(mapped: list[fx.Node], error: Exception | None) -> ModelError:
+    where = next((line for line in map(line_of, mapped) if line), "")
+    why = "" if error is None else f": {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return ModelError(
+        f"the model cannot be captured: torch cannot write out torch.vmap{where}{why}",
+        hint="write the function for tensors with a leading dimension of samples, and call it without torch.vmap. "
+        "docs/how-to/capture-refused.md says what to change in a model that cannot be captured",
+    )
 
 
 def _drop_dropouts(graph: fx.Graph) -> None:

@@ -14,6 +14,7 @@ from cpupack.errors import ModelError
 from cpupack.graph.needed import needed
 from cpupack.graph.tags import OTHER_TYPE
 from cpupack.stages.capture.export import Exported
+from cpupack.stages.capture.lines import scope_of
 from cpupack.stages.capture.raising import (
     activations,
     arithmetic,
@@ -36,7 +37,6 @@ from cpupack.stages.capture.raising import (
     written_out,
 )
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
-from cpupack.stages.capture.raising.refusals import scope_of
 
 Handler = Callable[[Raiser, dict[str, Any]], Any]
 _TYPES_LIKE = {torch.ops.aten.type_as.default, torch.ops.aten.to.other}

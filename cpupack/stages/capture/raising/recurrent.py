@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from cpupack.errors import ModelError
 from cpupack.graph.recurrent import Recurrent
+from cpupack.stages.capture.lines import scope_of
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
-from cpupack.stages.capture.raising.refusals import scope_of
 
 _LAYERS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
 _COPIES = ("aten.contiguous.default", "aten.clone.default")

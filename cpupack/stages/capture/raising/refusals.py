@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import fx
 from torch._ops import OpOverload
@@ -11,8 +9,8 @@ from torch._ops import OpOverload
 from cpupack.errors import ModelError
 from cpupack.graph.needed import needed
 from cpupack.graph.open_sizes import COUNTED_RESULTS
-from cpupack.model.user_code import is_library
 from cpupack.stages.capture.export import Exported, depends_on_values, is_dynamic
+from cpupack.stages.capture.lines import line_of, scope_of
 
 
 def refuse_numbers(exported: Exported) -> None:
@@ -58,16 +56,3 @@ def refuse_pairs_of_samples(exported: Exported) -> None:
                 "transpose(-1, -2) of a tensor (batch, tokens) needs a third dimension. "
                 "docs/how-to/capture-refused.md says more",
             )
-
-
-def line_of(node: fx.Node) -> str:
-    """Return the user's line that made a call, in brackets, "" where it is not known."""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', node.meta.get("stack_trace") or "")
-    theirs = [frame for frame in frames if not is_library(frame[0])]
-    return f" ({theirs[-1][0]}:{theirs[-1][1]}: {theirs[-1][2]})" if theirs else ""
-
-
-def scope_of(node: fx.Node) -> str:
-    """Return the name of the user's module that made a call."""
-    scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return (scopes[-1] if scopes else "") or "the model"

@@ -19,8 +19,8 @@ from torch import fx, nn
 
 from cpupack.errors import ModelError
 from cpupack.graph.vocabulary import UNFOLD
+from cpupack.stages.capture.lines import line_of, scope_of
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, name_of, numbers
-from cpupack.stages.capture.raising.refusals import line_of, scope_of
 from cpupack.stages.capture.raising.shapes import reshaped
 from cpupack.stages.capture.raising.written_out import put_back
 
