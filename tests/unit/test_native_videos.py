@@ -113,6 +113,7 @@ OVER_FRAMES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+torch.manual_seed(0)  # the weights of these are made here, after what other modules have drawn
 LAYERS: dict[str, nn.Module] = {
     "stride": nn.Conv3d(8, 12, 3, 2, 1),
     "other stride, padding and dilation in each dimension": nn.Conv3d(
