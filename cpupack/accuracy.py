@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpupack.runtime.accuracy import agreement, sqnr_db
+from cpupack.runtime.accuracy import agreement, parts, sqnr_db
 
 __all__ = [
     "agreement",
@@ -46,9 +46,12 @@ _FEWEST_ROUNDS = 6
 
 def cosine(reference: FloatArray, actual: FloatArray) -> float:
     """Return the cosine of the angle between the two outputs, all samples as one vector."""
-    a, b = reference.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
-    norm = math.sqrt(dot(a, a) * dot(b, b))
-    return dot(a, b) / norm if norm > 0.0 else float(np.array_equal(a, b))
+    both = left = right = 0.0
+    for some in parts(reference):
+        a, b = reference[some].astype(np.float64).ravel(), actual[some].astype(np.float64).ravel()
+        both, left, right = both + dot(a, b), left + dot(a, a), right + dot(b, b)
+    norm = math.sqrt(left * right)
+    return both / norm if norm > 0.0 else float(np.array_equal(reference, actual))
 
 
 def dot(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
@@ -130,9 +133,12 @@ def sqnr_interval_db(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> I
     Sampling Techniques, 3rd edition, 6.4), converted to decibels by the delta method.
     """
     count = len(reference)
-    exact = reference.astype(np.float64).reshape(count, -1)
-    signal = np.square(exact).sum(axis=1)
-    noise = np.square(exact - actual.reshape(count, -1)).sum(axis=1)
+    signal, noise = np.empty(count), np.empty(count)
+    for some in parts(reference):
+        exact = reference[some].astype(np.float64)
+        exact = exact.reshape(len(exact), -1)
+        signal[some] = np.square(exact).sum(axis=1)
+        noise[some] = np.square(exact - actual[some].reshape(exact.shape)).sum(axis=1)
     if noise.sum() == 0.0:
         return math.inf, math.inf
     if count < 2 or not (0.0 < signal.sum() < math.inf and noise.sum() < math.inf):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,28 @@ Interval = tuple[float, float]
 """The lower and the upper end of an interval."""
 
 
+_TOGETHER = 2**22
+"""Values that are taken as float64 at a time: maps of classes have billions, and three copies would not fit."""
+
+
+def parts(values: Array) -> Iterator[slice]:
+    """Yield slices of samples (axis 0), one at least, of so many values that float64 copies of them are small."""
+    count = len(values)
+    together = max(1, _TOGETHER // max(1, values.size // max(1, count)))
+    for first in range(0, count, together):
+        yield slice(first, first + together)
+
+
 def sqnr_db(reference: Array, actual: Array) -> float:
     """Return 10 log10(sum(reference^2) / sum((reference - actual)^2)) over all values.
 
     Infinite when they are equal, minus infinity without any signal and for values that are not finite.
     """
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    noise = float(np.square(reference.astype(np.float64) - actual).sum())
+    signal = noise = 0.0
+    for some in parts(np.atleast_1d(reference)):
+        exact = np.atleast_1d(reference)[some].astype(np.float64)
+        signal += float(np.square(exact).sum())
+        noise += float(np.square(exact - np.atleast_1d(actual)[some]).sum())
     if noise == 0.0:
         return math.inf
     if signal == 0.0 or not math.isfinite(noise):

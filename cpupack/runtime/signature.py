@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .accuracy import sqnr_db
+from .accuracy import parts, sqnr_db
 from .errors import IntegrityError
 from .images.spec import PreprocessSpec
 from .manifest import Manifest
@@ -329,11 +329,18 @@ def worst_sqnr_db(signature: Signature, reference: Floats, actual: Floats) -> fl
 
 def softmax(values: Floats, dim: int) -> Floats:
     """Return the softmax over a dimension."""
-    exponents = np.exp(values.astype(np.float64) - values.max(axis=dim, keepdims=True))
-    return np.asarray(exponents / exponents.sum(axis=dim, keepdims=True), np.float32)
+    found = np.empty(values.shape, np.float32)
+    for some in parts(values):
+        part = values[some]
+        exponents = np.exp(part.astype(np.float64) - part.max(axis=dim, keepdims=True))
+        found[some] = exponents / exponents.sum(axis=dim, keepdims=True)
+    return found
 
 
 def sigmoid(values: Floats) -> Floats:
     """Return 1 / (1 + exp(-x)), without an overflow for large magnitudes."""
-    small = np.exp(-np.abs(values.astype(np.float64)))
-    return np.asarray(np.where(values >= 0, 1.0, small) / (1.0 + small), np.float32)
+    found = np.empty(values.shape, np.float32)
+    for some in parts(values):
+        small = np.exp(-np.abs(values[some].astype(np.float64)))
+        found[some] = np.where(values[some] >= 0, 1.0, small) / (1.0 + small)
+    return found

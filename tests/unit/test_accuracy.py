@@ -23,6 +23,8 @@ from cpupack.accuracy import (
     top_k,
     wilson_interval,
 )
+from cpupack.runtime import accuracy as runtime_accuracy
+from cpupack.runtime import signature
 
 REFERENCE = np.float32([[3.0, 4.0], [0.0, -5.0]])
 
@@ -175,3 +177,20 @@ def test_no_bit_depends_on_the_number_of_threads() -> None:
         command = [sys.executable, "-c", code]
         found.add(subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout)
     assert len(found) == 1
+
+
+def test_measures_of_many_values_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of classes are taken a few samples at a time: the sums are the same up to rounding, some 1e-16 of each."""
+    random = np.random.default_rng(0)
+    reference = random.standard_normal((7, 3, 5)).astype(np.float32)
+    actual = (reference + 0.1 * random.standard_normal(reference.shape)).astype(np.float32)
+    measures = (sqnr_db, cosine, sqnr_interval_db)
+    whole = [measure(reference, actual) for measure in measures]  # type: ignore[operator]  # of one signature
+    scores = signature.softmax(reference, 1), signature.sigmoid(reference)
+    for together in (1, 31, 45):  # a sample, two, three
+        monkeypatch.setattr(runtime_accuracy, "_TOGETHER", together)
+        assert len(reference[next(runtime_accuracy.parts(reference))]) == max(1, together // 15)
+        again = [measure(reference, actual) for measure in measures]  # type: ignore[operator]  # of one signature
+        np.testing.assert_allclose(np.hstack(again), np.hstack(whole), rtol=1e-12)  # type: ignore[arg-type]  # no None
+        assert np.array_equal(signature.softmax(reference, 1), scores[0])
+        assert np.array_equal(signature.sigmoid(reference), scores[1])
