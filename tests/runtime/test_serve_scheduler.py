@@ -303,10 +303,11 @@ def test_decoding_counts_as_part_of_the_call() -> None:
 
 def test_an_idle_server_tries_now_and_then_what_it_believes_to_decode_too_slowly() -> None:
     one = scheduler()
-    assert one.offer([job(deadline=20, prepare=5000)], 0.0) is None
-    one.take(0, 0.0)
-    one.finish(0, 30 * MS)
-    assert one.offer([job(deadline=50, prepare=5000)], 30 * MS) is not None
+    for now in (0, 30, 60):
+        assert one.offer([job(deadline=now + 20, prepare=5000)], now * MS) is None
+        one.take(0, now * MS)
+        one.finish(0, (now + 30) * MS)
+    assert one.offer([job(deadline=110, prepare=5000)], 90 * MS) is not None
 
 
 def test_an_idle_server_tries_now_and_then_what_it_believes_to_be_too_slow() -> None:
@@ -314,11 +315,12 @@ def test_an_idle_server_tries_now_and_then_what_it_believes_to_be_too_slow() -> 
     for _ in range(400):  # the host was three times slower for a while
         one.times.observe(1, 0.0, 30 * MS)
     assert one.times.safe_s(1) == pytest.approx(30 * MS)
-    probe = job(deadline=20)
-    assert one.offer([probe], 0.0) is None
-    assert one.take(0, 0.0).jobs == [probe]
-    one.finish(0, 30 * MS)
-    assert one.offer([job(deadline=50)], 30 * MS) is not None  # that was late: once a second is enough
+    for now in (0, 30, 60):  # the first may be late because nothing ran before it, so it is not the only one
+        probe = job(deadline=now + 20)
+        assert one.offer([probe], now * MS) is None
+        assert one.take(0, now * MS).jobs == [probe]
+        one.finish(0, (now + 30) * MS)
+    assert one.offer([job(deadline=110)], 90 * MS) is not None  # they were late: once a second is enough
     assert start(one, 0, 1001, job(deadline=1021))
     one.finish(0, 1011 * MS)
     assert one.offer([job(deadline=1031)], 1011 * MS) is None  # that was in time: so the next may be

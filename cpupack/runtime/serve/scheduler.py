@@ -24,8 +24,10 @@ from .times import CallTimes
 HIGH, NORMAL, LOW = 1, 2, 3
 """Priorities, numbered as Triton numbers them: 1 is the most urgent."""
 PROBE_EVERY_S = 1.0
-"""How often an idle server tries a request that its corrected times say is too slow, until one is in time. Else it
+"""How often an idle server tries requests that its corrected times say are too slow, until one is in time. Else it
 would never learn that the host is fast again."""
+PROBES_TOGETHER = 3
+"""So many, one after the other: the first after a second without work may be slow for that reason alone."""
 
 _LEFT = 0.1
 """Of its expected time a call that runs needs at least this much more: nobody knows when a slow one ends."""
@@ -97,6 +99,7 @@ class Scheduler:
     _bytes: int = 0
     _samples: int = 0
     _probed_s: float = -math.inf
+    _probes: int = 0
 
     @property
     def waiting(self) -> int:
@@ -318,9 +321,12 @@ class Scheduler:
         # Without the time to decode, which was learnt, too, and by the table's mean: its p99 may be that of a host that
         # stood still while it was made.
         alone = len(jobs) == 1 and now_s + self.times.mean_s(jobs[0].samples) <= deadline_s
-        if idle and alone and now_s - self._probed_s >= PROBE_EVERY_S:
+        due = now_s - self._probed_s >= PROBE_EVERY_S
+        if idle and alone and (due or self._probes < PROBES_TOGETHER):
             if not asked:
-                self._probed_s = now_s
+                if due:
+                    self._probed_s, self._probes = now_s, 0
+                self._probes += 1
                 jobs[0].probe = True
                 self._line = None
             return None
