@@ -12,8 +12,6 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Interval = tuple[float, float]
 """The lower and the upper end of an interval."""
-
-
 _TOGETHER = 2**22
 """Values that are taken as float64 at a time: maps of classes have billions, and three copies would not fit."""
 
@@ -31,11 +29,12 @@ def sqnr_db(reference: Array, actual: Array) -> float:
 
     Infinite when they are equal, minus infinity without any signal and for values that are not finite.
     """
+    reference, actual = np.atleast_1d(reference, actual)
     signal = noise = 0.0
-    for some in parts(np.atleast_1d(reference)):
-        exact = np.atleast_1d(reference)[some].astype(np.float64)
+    for some in parts(reference):
+        exact = reference[some].astype(np.float64)
         signal += float(np.square(exact).sum())
-        noise += float(np.square(exact - np.atleast_1d(actual)[some]).sum())
+        noise += float(np.square(exact - actual[some]).sum())
     if noise == 0.0:
         return math.inf
     if signal == 0.0 or not math.isfinite(noise):

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx, nn
 
@@ -173,6 +175,12 @@ def bias_of(layer: Any) -> torch.Tensor:
         bias: torch.Tensor = layer.bias.detach()
         return bias
     return torch.zeros(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def floats_of(values: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return values side by side, as the constants of a program hold them."""
+    found: npt.NDArray[np.float32] = np.ascontiguousarray(values.detach().float().numpy())
+    return found
 
 
 def _spread(weight: torch.Tensor, channels: list[int], total: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from cpupack.stages.quantize.native import float_videos
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import pair, shape_of, triple
-from cpupack.stages.quantize.native.filters import bias_of
+from cpupack.stages.quantize.native.filters import bias_of, floats_of
 from cpupack.stages.quantize.native.float_functions import of_module
 from cpupack.stages.quantize.native.float_resampling import average
 from cpupack.stages.quantize.native.transforms import layer_of
@@ -97,7 +97,7 @@ def _convolution(b: Builder, node: fx.Node, source: fx.Node, layer: Any) -> View
     else:
         outputs, kind = len(weight), Windows.DENSE
         split = weight.reshape(groups, outputs // groups, *weight.shape[1:]).permute(0, 3, 4, 2, 1)
-    constants = {"scales": _floats(split), "biases": _floats(bias_of(layer))}
+    constants = {"scales": floats_of(split), "biases": floats_of(bias_of(layer))}
     found = b.floats.windows(view, (outputs, height, width), kind, fields, constants)
     return _as_given(found, node)
 
@@ -118,7 +118,7 @@ def _product(b: Builder, rows: View, weight: torch.Tensor, layer: nn.Linear | nn
     found = layer_of(b.floats, rows, weight) if layer.bias is None else None
     if found is not None:
         return found
-    return b.floats.multiply(rows, Fixed(weight.t().contiguous()), bias=_floats(bias_of(layer)))
+    return b.floats.multiply(rows, Fixed(weight.t().contiguous()), bias=floats_of(bias_of(layer)))
 
 
 def max_pool(b: Builder, node: fx.Node) -> View:
@@ -213,8 +213,3 @@ def _as_given(found: View, node: fx.Node) -> View:
     if len(shape_of(node)) == 4:
         return found
     return View(found.buffer, (found.shape[0], found.shape[2]), (found.steps[0], found.steps[2]), found.first)
-
-
-def _floats(values: torch.Tensor) -> Array:
-    found: Array = np.ascontiguousarray(values.detach().float().numpy())
-    return found

@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import fx, nn
 
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of, triple
-from cpupack.stages.quantize.native.filters import bias_of
+from cpupack.stages.quantize.native.filters import bias_of, floats_of
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, Windows
 
-Array = npt.NDArray[np.float32]
 _Triple = tuple[int, int, int]
 
 
@@ -39,13 +37,14 @@ def convolution(b: Builder, node: fx.Node, layer: nn.Conv3d) -> View:
         read, written = _met(view.shape[1], frames, stride[0], tap * dilation[0] - padding[0])
         if written:
             b.floats.map(_picked(_at(inner, 4, tap), 0, written), _picked(source, 0, read))
-    outputs, kh, kw = len(weight), *kernel[1:]
+    outputs = len(weight)
+    # (groups, height, width, taps in time, inputs of a group, outputs of a group)
     split = weight.reshape(groups, outputs // groups, -1, *kernel).permute(0, 4, 5, 3, 2, 1)
     fields = _fields(kernel, stride, (0, 0, padding[2]), dilation) | {"runs": groups}
     image = _image(tall)
     found = b.floats.windows(
         image, (outputs, image.shape[1] // stride[1], shape_of(node)[4]), Windows.DENSE, fields,
-        {"scales": _floats(split.reshape(groups, kh, kw, -1, outputs // groups)), "biases": _floats(bias_of(layer))},
+        {"scales": floats_of(split), "biases": floats_of(bias_of(layer))},
     )  # fmt: skip
     return _video(found, frames, shape_of(node)[3])
 
@@ -67,7 +66,7 @@ def transposed(b: Builder, node: fx.Node, layer: nn.ConvTranspose3d) -> View:
     fields = _fields(kernel, stride, (0, 0, padding[2]), dilation) | {"runs": groups}
     found = b.floats.windows(
         _image(tall), (wide, count * rows * stride[1], width), Windows.TRANSPOSED, fields,
-        {"scales": _floats(of_group), "biases": np.zeros(wide, np.float32)},
+        {"scales": floats_of(of_group), "biases": np.zeros(wide, np.float32)},
     )  # fmt: skip
     # (frames, height, width, groups, taps, outputs of a group)
     taps = _split(_cut(_video(found, count, height).permuted((1, 2, 3, 0)), 1, padding[1], height), 3, groups)
@@ -151,8 +150,3 @@ def _split(view: View, axis: int, parts: int) -> View:
 
 def _without(values: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return values[:axis] + values[axis + 1 :]
-
-
-def _floats(values: torch.Tensor) -> Array:
-    found: Array = np.ascontiguousarray(values.detach().float().numpy())
-    return found
