@@ -230,7 +230,7 @@ class CalibratedModel:
     divisors: dict[str, torch.Tensor] = field(default_factory=dict)
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
-    choices: Mapping[Any, int] | None = None
+    choices: Mapping[Any, float] | None = None
     tables: Mapping[int, npt.NDArray[np.float32]] | None = None
 
 

@@ -80,7 +80,7 @@ class NativeModel(nn.Module):
         tail: nn.Module | None = None,
         lengths: Lengths | None = None,
         sizes: Sizes | None = None,
-        choices: Mapping[Any, int] | None = None,
+        choices: Mapping[Any, float] | None = None,
     ) -> None:
         super().__init__()
         self.choices = dict(choices or {})
@@ -103,10 +103,13 @@ class NativeModel(nn.Module):
         )
         return found.eval()
 
-    def with_sizes(self, sizes: Sizes) -> NativeModel:
-        """Return this model, which is a program alone, as one for images of several sizes."""
+    def with_sizes(self, sizes: Sizes, program: bytes | None = None) -> NativeModel:
+        """Return this model, which is a program alone, as one for inputs of several sizes.
+
+        ``program`` is its own one with the tables at the end that ``sizes`` refer to, None where there are none.
+        """
         found = NativeModel(
-            self.get_buffer("program").numpy().tobytes(),
+            self.get_buffer("program").numpy().tobytes() if program is None else program,
             (self.result_shape[-1], *self.result_shape[:-1]) if self.image else self.result_shape,
             self.operators,
             self.looks,

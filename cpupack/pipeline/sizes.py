@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from cpupack.pipeline.again import capture_again
 from cpupack.pipeline.contest import Settled
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared
+from cpupack.pipeline.sized_samples import cut_samples, resized_rows
 from cpupack.progress import Progress, SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
@@ -37,14 +38,14 @@ from cpupack.runtime.engine.program import Program, read_program
 from cpupack.runtime.engine.session import Session
 from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.open_sizes import OpenSizes, Size
-from cpupack.runtime.rows import add_sizes
 from cpupack.runtime.signature import Signature, worst_sqnr_db
-from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_places
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
+from cpupack.stages.quantize.native.choices import spans_of, without_spans
+from cpupack.stages.quantize.native.cuts import Tables
+from cpupack.stages.quantize.native.lowered import Lowered
 from cpupack.stages.quantize.native.sizes import (
     GrowingTablesError,
-    Lowered,
     check_sides,
     same_program,
     sizes_of,
@@ -94,16 +95,21 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     target = winner.quantized.target
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
     model = _OpenModel(prepared, recipe, sizes, corrected, target, module.choices)
+    if spans_of(module.choices):  # what is laid out may grow with the size
+        model = model.with_largest()
     try:
         probed = _probed_anywhere(model, typical, progress)
     except GrowingTablesError as growing:  # as positions that are cut to the length
-        largest = model.lowered(model.at(sizes.most))
-        model = dataclasses.replace(model, tables=tables_of(_lowered_of(largest, sizes.most, sizes), growing.layers))
+        model = model if model.largest is not None else model.with_largest()
+        assert model.largest is not None
+        model = dataclasses.replace(model, tables=tables_of(model.largest, growing.layers))
         probed = _probed_anywhere(model, typical, progress)
-    if model.tables is None and not same_program(probed.lowered[0].program, program_of(module)):
+    if model.largest is None and not same_program(probed.lowered[0].program, program_of(module)):
         raise QuantizationError("the model was lowered twice to different programs: please report this")
     module = probed.typical
-    opened = dataclasses.replace(winner.quantized, module=module.with_sizes(probed.known))
+    opened = dataclasses.replace(
+        winner.quantized, module=module.with_sizes(probed.known, probed.tables.after(program_of(module)))
+    )
     sample = prepared.reference.samples.spread(1).tensor(slice(None))
     scripted = script(opened, prepared.model.input_shape, winner.scripted.path, sample)
     least = least_db(recipe, random=prepared.model.random_weights)
@@ -127,8 +133,9 @@ class _OpenModel:
     sizes: OpenSizes
     corrected: CalibratedModel
     target: Target
-    choices: Mapping[Any, int]
+    choices: Mapping[Any, float]
     tables: Mapping[int, npt.NDArray[np.float32]] | None = None
+    largest: Lowered | None = None
 
     def at(self, size: Size) -> _AtSize:
         """Capture and fuse the model for a size, with the weights of the typical one."""
@@ -136,6 +143,15 @@ class _OpenModel:
         answers, model, some = _answers(self.prepared, own, size, _SAMPLES)
         fused = capture_again(model, some, own, self.corrected)
         return _AtSize(size, own, model.module, dataclasses.replace(self.corrected, fused=fused), answers)
+
+    def with_largest(self) -> _OpenModel:
+        """Return this with the program of the largest size, and with its ranges of constants."""
+        chosen = dataclasses.replace(self, choices=without_spans(self.choices))
+        quantized = chosen.lowered(chosen.at(self.sizes.most))
+        lowered = _lowered_of(quantized, self.sizes.most, self.sizes)
+        assert isinstance(quantized.module, NativeModel)  # as that has seen
+        choices = {**chosen.choices, **spans_of(quantized.module.choices)}
+        return dataclasses.replace(self, choices=choices, largest=lowered)
 
     def answers(self, size: Size) -> _Answers:
         return _answers(self.prepared, self.recipe.at_size(*size), size, 1)[0]
@@ -149,7 +165,7 @@ class _OpenModel:
 class _Probed:
     """The programs of some sizes, the last of which is there to check by, and how they change.
 
-    ``typical`` is the model of the first one.
+    ``typical`` is the model of the first one. ``tables`` belong at the end of its program.
     """
 
     asked: list[Size]
@@ -157,6 +173,7 @@ class _Probed:
     typical: NativeModel
     last: _AtSize
     known: Sizes
+    tables: Tables
 
 
 def _probed_anywhere(model: _OpenModel, typical: Size, progress: Progress) -> _Probed:
@@ -180,10 +197,11 @@ def _probed(model: _OpenModel, asked: list[Size], progress: Progress) -> _Probed
         lowered.append(_lowered_of(quantized, size, model.sizes))
         modules.append(quantized.module)
         progress.step(number + 1, len(asked), "sizes")
-    known = sizes_of(lowered[:-1] if len(lowered) > 2 else lowered, model.sizes)
+    tables = Tables(model.largest, model.sizes)
+    known = sizes_of(lowered[:-1] if len(lowered) > 2 else lowered, model.sizes, tables)
     assert last is not None
     assert isinstance(modules[0], NativeModel)
-    return _Probed(asked, lowered, modules[0], last, known)
+    return _Probed(asked, lowered, modules[0], last, known, tables)
 
 
 def _probed_above(model: _OpenModel, typical: Size, progress: Progress, refusal: QuantizationError) -> _Probed:
@@ -249,7 +267,7 @@ def _answers(prepared: Prepared, own: Recipe, size: Size, count: int) -> tuple[_
         rows = resized_rows(some.data, prepared.model.signature.inputs, inputs)
         some = dataclasses.replace(some, data=rows, targets=None)
     else:
-        some = _cut(some, size, prepared.model.sizes)
+        some = cut_samples(some, size, prepared.model.sizes)
     model = dataclasses.replace(prepared.model, signature=signature)
     if isinstance(model.module, OneRow):
         model = dataclasses.replace(model, module=model.module.with_inputs(inputs).eval())
@@ -276,34 +294,6 @@ def _answers(prepared: Prepared, own: Recipe, size: Size, count: int) -> tuple[_
     signature = dataclasses.replace(signature, outputs=outputs)
     model = dataclasses.replace(model, signature=signature)
     return _Answers(size, batch, values, signature), model, some
-
-
-def _cut(samples: Samples, size: Size, sizes: OpenSizes) -> Samples:
-    """Return samples of another size: their first rows and columns, again and again where they are too few."""
-    axes = (1, 2) if samples.preprocess is not None else [1 + axis for axis in sizes.axes]
-    data = samples.data
-    for axis, wanted in zip(axes, size[-len(axes) :], strict=True):
-        data = _taken(data, axis, wanted)
-    return dataclasses.replace(samples, data=np.ascontiguousarray(data), targets=None)
-
-
-def resized_rows(rows: FloatArray, before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> FloatArray:
-    """Return rows of inputs of another size, whose samples are cut or repeated as ``_cut`` does."""
-    found = np.zeros((len(rows), *engine_input_shape(after)), np.float32)
-    places = zip(before, input_places(before), after, input_places(after), strict=True)
-    for spec, place, wanted, there in places:
-        order = (1, 2, 0) if spec.preprocess is not None else range(len(spec.shape))  # images lie by positions
-        part = rows[:, place].reshape(-1, *(spec.shape[axis] for axis in order))
-        for number, axis in enumerate(order, 1):
-            part = _taken(part, number, wanted.shape[axis])
-        found[:, there] = part.reshape(len(rows), -1)
-    add_sizes(after, found)
-    return found
-
-
-def _taken(data: npt.NDArray[Any], axis: int, count: int) -> npt.NDArray[Any]:
-    found: npt.NDArray[Any] = np.take(data, np.arange(count) % data.shape[axis], axis=axis)
-    return found
 
 
 def _lowered_of(quantized: QuantizedModel, size: Size, sizes: OpenSizes) -> Lowered:

@@ -11,7 +11,7 @@ from cpupack.artifacts import CalibratedModel, FloatModel, Samples
 from cpupack.graph.native_model import NativeModel
 from cpupack.model.named_inputs import inputs_at
 from cpupack.model.one_row import OneRow
-from cpupack.pipeline.sizes import resized_rows
+from cpupack.pipeline.sized_samples import resized_rows
 from cpupack.progress import SilentProgress
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.recipe.file import parse_recipe
@@ -23,7 +23,8 @@ from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse
 from cpupack.stages.load import load
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import Lowered, sizes_of
+from cpupack.stages.quantize.native.lowered import Lowered
+from cpupack.stages.quantize.native.sizes import sizes_of
 from helpers.open_nets import lowered_at
 from helpers.tiny_models import target
 

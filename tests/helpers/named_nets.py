@@ -18,7 +18,9 @@ from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import GrowingTablesError, Lowered, sizes_of, tables_of
+from cpupack.stages.quantize.native.cuts import Tables
+from cpupack.stages.quantize.native.lowered import Lowered
+from cpupack.stages.quantize.native.sizes import GrowingTablesError, sizes_of, tables_of
 from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
 
 TYPICAL = 16
@@ -93,12 +95,34 @@ class Positioned(nn.Module):
         return result
 
 
+class Masked(nn.Module):
+    """Attention to the positions before, with a weight for each distance, and a mean that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.qkv, self.last = nn.Linear(8, 16), nn.Linear(16, 48), nn.Linear(16, 4)
+        self.distances = nn.Embedding(9, 1)
+        self.register_buffer("seen", torch.tril(torch.ones(400, 400)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, place = torch.relu(self.first(x)), torch.arange(x.shape[1])
+        q, k, v = self.qkv(x).chunk(3, -1)
+        apart = (place - place[:, None]).clamp(-4, 4) + 4
+        scores = q @ k.transpose(1, 2) / 4 + self.distances(apart)[..., 0]
+        scores = scores.masked_fill(self.get_buffer("seen")[: x.shape[1], : x.shape[1]] == 0, float("-inf"))
+        x = x + scores.softmax(-1) @ v
+        x = x + torch.softmax(torch.triu(torch.full((x.shape[1], x.shape[1]), -1e9), 1), -1) @ x
+        result: torch.Tensor = self.last(x)
+        return result
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {
     "pooled": (Pooled, (8, 0), 4),
     "levels": (Levels, (8, 0), 2),
     "tagger": (Tagger, (0, 8), 1),
     "attended": (Attended, (0, 8), 1),
     "positioned": (Positioned, (0, 8), 1),
+    "masked": (Masked, (0, 8), 1),
 }
 """Each with the shape of a sample, 0 for the length, and the step of its lengths."""
 
@@ -111,6 +135,7 @@ class Open:
     stats: CalibratedModel
     sizes: OpenSizes
     tables: Mapping[int, npt.NDArray[np.float32]] | None = None
+    cuts: Tables = dataclasses.field(default_factory=Tables)
 
     def at(self, length: int) -> NativeModel:
         """Return the net lowered for a length."""
@@ -128,6 +153,10 @@ class Open:
         program = module.get_buffer("program").numpy().tobytes()
         return Lowered((1, length // self.sizes.multiple[1]), program, module.result_shape)
 
+    def stored(self) -> bytes:
+        """Return the program that is stored: that of the typical length, and the tables of the greatest one."""
+        return self.cuts.after(self.lowered(self.sizes.size_of(self.sizes.shape)[1]).program)
+
 
 @cache
 def opened(name: str) -> tuple[Open, Sizes]:
@@ -143,5 +172,6 @@ def opened(name: str) -> tuple[Open, Sizes]:
     try:
         return net, sizes_of([net.lowered(length) for _, length in asked[:-1]], sizes)
     except GrowingTablesError as growing:
-        net = dataclasses.replace(net, tables=tables_of(net.lowered(sizes.most[1]), growing.layers))
-    return net, sizes_of([net.lowered(length) for _, length in asked[:-1]], sizes)
+        largest = net.lowered(sizes.most[1])
+        net = dataclasses.replace(net, tables=tables_of(largest, growing.layers), cuts=Tables(largest, sizes))
+    return net, sizes_of([net.lowered(length) for _, length in asked[:-1]], sizes, net.cuts)

@@ -18,7 +18,10 @@ from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.open_sizes import OpenSizes, Size
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import Lowered, sizes_of
+from cpupack.stages.quantize.native.choices import spans_of, without_spans
+from cpupack.stages.quantize.native.cuts import Tables
+from cpupack.stages.quantize.native.lowered import Lowered
+from cpupack.stages.quantize.native.sizes import GrowingTablesError, sizes_of
 from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
 
 TYPICAL = (16, 24)
@@ -220,6 +223,36 @@ class Moments(nn.Module):
         return result
 
 
+class Placed(nn.Module):
+    """Waves over a map beside its channels, as a factor and as a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(10, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.one(x))
+        down, across = torch.sin(torch.arange(x.shape[2]) * 0.3), torch.cos(torch.arange(x.shape[3]) * 0.2)
+        rows, columns = (each.expand(len(x), 1, -1, -1) for each in torch.meshgrid(down, across, indexing="ij"))
+        x = F.relu(self.two(torch.cat([x, rows, columns], 1)))
+        x = x * (1 + across) + torch.arange(x.shape[2])[:, None] % 2
+        result: torch.Tensor = self.out(x)
+        return result
+
+
+class Bordered(nn.Module):
+    """Borders of one side: the list of moves has some at its ends that do not repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.two(F.pad(F.relu(self.one(x)), (0, 2, 3, 0), value=1.0)))
+        result: torch.Tensor = self.out(F.pad(x, (-1, 2, 1, -1)))
+        return result
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     **{mode: partial(UNet, mode) for mode in ("transposed", "nearest", "nearest-exact", "bilinear", "corners")},
     "shuffled": Shuffled,
@@ -233,6 +266,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "sides": Sides,
     "columns": Columns,
     "moments": Moments,
+    "placed": Placed,
+    "bordered": Bordered,
 }
 MULTIPLES = {
     "shuffled": 1,
@@ -246,6 +281,8 @@ MULTIPLES = {
     "sides": 2,
     "columns": 2,
     "moments": 2,
+    "placed": 2,
+    "bordered": 2,
 }
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
 OTHERS = {"channels", "sides", "columns"}
@@ -262,26 +299,42 @@ class Open:
     stats: CalibratedModel
     spec: Recipe
     sizes: OpenSizes
+    cuts: Tables = dataclasses.field(default_factory=Tables)
+    spans: Mapping[Any, float] = dataclasses.field(default_factory=dict)
 
     def at(self, size: Size) -> NativeModel:
         """Return the net lowered for a size."""
         spec = recipe((3, *size), quantize={"observer": "minmax"})
         model = float_model(self.model.module, (3, *size))
         fused = fuse_model(model, spec, Recorder(), samples((3, *size), 2))
-        stats = dataclasses.replace(self.stats, fused=fused, choices=self.choices)
+        stats = dataclasses.replace(self.stats, fused=fused, choices={**self.choices, **self.spans})
         module = quantize(stats, model.module, spec, target("native")).module
         assert isinstance(module, NativeModel)
         return module
 
     @cached_property
-    def choices(self) -> Mapping[Any, int]:
-        """How layers are lowered at the typical size, where that depends on it."""
+    def choices(self) -> Mapping[Any, float]:
+        """How layers are lowered at the typical size, where that depends on it, but for ranges of constants."""
         module = quantize(self.stats, self.model.module, self.spec, target("native")).module
         assert isinstance(module, NativeModel)
-        return module.choices
+        return without_spans(module.choices)
 
     def lowered(self, size: Size) -> Lowered:
         return lowered_at(self.at(size), size, self.sizes)
+
+    def with_largest(self) -> Open:
+        """Return this with the ranges and the tables of the largest size."""
+        largest = self.at(self.sizes.most)
+        tables = Tables(lowered_at(largest, self.sizes.most, self.sizes), self.sizes)
+        return dataclasses.replace(self, cuts=tables, spans=spans_of(largest.choices))
+
+    def known(self) -> Sizes:
+        """Return how the program changes with the size."""
+        return sizes_of([self.lowered(each) for each in probes(TYPICAL, self.sizes)], self.sizes, self.cuts)
+
+    def stored(self) -> bytes:
+        """Return the program that is stored: that of the typical size, and the tables of the largest one."""
+        return self.cuts.after(self.lowered(TYPICAL).program)
 
 
 @cache
@@ -293,7 +346,13 @@ def opened(name: str) -> tuple[Open, Sizes]:
     spec = recipe((3, *TYPICAL), quantize={"observer": "minmax"})
     model, stats = calibrated(NETS[name](), spec, samples((3, *TYPICAL)))
     net = Open(model, stats, spec, sizes)
-    return net, sizes_of([net.lowered(each) for each in probes(TYPICAL, sizes)], sizes)
+    if spans_of(net.at(TYPICAL).choices):
+        net = net.with_largest()
+    try:
+        return net, net.known()
+    except GrowingTablesError:
+        net = net.with_largest()
+    return net, net.known()
 
 
 def lowered_at(module: NativeModel, size: Size, sizes: OpenSizes) -> Lowered:

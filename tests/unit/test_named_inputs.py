@@ -11,7 +11,7 @@ import torch
 
 from cpupack.errors import CalibrationError, ModelError, QuantizationError, RecipeError
 from cpupack.model.named_inputs import inputs_at, sizes_of_inputs
-from cpupack.pipeline.sizes import resized_rows
+from cpupack.pipeline.sized_samples import resized_rows
 from cpupack.quantized_engine import engine
 from cpupack.recipe.file import parse_recipe
 from cpupack.runtime.decoding import together

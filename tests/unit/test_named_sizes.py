@@ -61,8 +61,7 @@ def test_what_is_written_is_read_back() -> None:
 def test_a_length_has_the_program_that_it_would_be_lowered_to(name: str) -> None:
     net, sizes = opened(name)
     assert Sizes.from_dict(json.loads(json.dumps(sizes.to_dict()))).to_dict() == sizes.to_dict()
-    stored = net.lowered(sizes.range.size_of(sizes.range.shape)[1]).program
-    programs = SizedPrograms(np.frombuffer(stored, np.uint8), sizes)
+    programs = SizedPrograms(np.frombuffer(net.stored(), np.uint8), sizes)
     for length in lengths(sizes.range):
         expected = net.lowered(length)
         assert same_program(programs.alone(1, length).tobytes(), expected.program), length
@@ -83,7 +82,7 @@ def test_answers_are_those_of_a_program_for_that_length_alone(name: str, tmp_pat
     net, sizes = opened(name)
     typical, path = sizes.range.size_of(sizes.range.shape), tmp_path / "model.pt"
     with engine("native"):
-        save(net.at(typical[1]).with_sizes(sizes), torch.zeros(1, *sizes.range.shape), path)
+        save(net.at(typical[1]).with_sizes(sizes, net.stored()), torch.zeros(1, *sizes.range.shape), path)
     with InstancePool(path, "native", 2, 2) as pool:
         for length in lengths(sizes.range)[:2]:
             shape = sizes.range.shape_at(sizes.range.shape, (1, length))

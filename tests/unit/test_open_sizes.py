@@ -22,7 +22,8 @@ from cpupack.runtime.engine.sized import SizedPrograms
 from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.errors import InputError, RunnerError
 from cpupack.runtime.open_sizes import OpenSizes
-from cpupack.stages.quantize.native.sizes import Lowered, same_program, sizes_of
+from cpupack.stages.quantize.native.lowered import Lowered
+from cpupack.stages.quantize.native.sizes import same_program, sizes_of
 from cpupack.stages.script import save
 from helpers.lowered import needs_kernels
 from helpers.open_nets import NETS, OTHERS, TYPICAL, opened
@@ -83,7 +84,7 @@ def unseen(sizes: Sizes) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("name", [name for name in NETS if name not in OTHERS])
 def test_a_size_has_the_program_that_it_would_be_lowered_to(name: str) -> None:
     net, sizes = opened(name)
-    programs = SizedPrograms(np.frombuffer(net.lowered(TYPICAL).program, np.uint8), sizes)
+    programs = SizedPrograms(np.frombuffer(net.stored(), np.uint8), sizes)
     for size in unseen(sizes):
         assert sizes.range.takes(*size), size
         expected = net.lowered(size)
@@ -117,7 +118,7 @@ def saved(name: str, directory: Path) -> Path:
     net, sizes = opened(name)
     path = directory / "model.pt"
     with engine("native"):
-        save(net.at(TYPICAL).with_sizes(sizes), torch.zeros(1, 3, *TYPICAL), path)
+        save(net.at(TYPICAL).with_sizes(sizes, net.stored()), torch.zeros(1, 3, *TYPICAL), path)
     return path
 
 

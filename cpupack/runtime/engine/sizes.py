@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..open_sizes import OpenSizes, Size, Terms, terms_of
 from . import memory_plan
+from .cuts import Cut
 from .grids import Grid
 from .program_format import BUFFER, CONSTANTS, HEADER, LAYER, Op
 from .resampling import KINDS, windows
@@ -122,6 +123,9 @@ class Resampled:
         yield from ()
 
 
+Rule = Integers | Moves | Resampled | Grid | Cut
+
+
 @dataclass(frozen=True)
 class Sizes:
     """``range`` says which sizes there are.
@@ -136,7 +140,7 @@ class Sizes:
     header: tuple[Number, ...]
     buffers: tuple[Number, ...]
     layers: tuple[Number, ...]
-    constants: tuple[Integers | Moves | Resampled | Grid, ...]
+    constants: tuple[Rule, ...]
     weight_bytes: Mapping[int, int]
     result: tuple[Terms, ...]
     shares: tuple[Number, ...] = ()
@@ -233,12 +237,14 @@ class Sizes:
         return np.array(self.range.powers(size), np.int64)
 
     def _constant(
-        self, rule: Integers | Moves | Resampled | Grid, powers: Ints, typical: Any, buffers: Any, constants: Bytes
+        self, rule: Rule, powers: Ints, typical: Any, buffers: Any, constants: Bytes
     ) -> list[tuple[str, npt.NDArray[Any]]]:
         if isinstance(rule, Moves):
             return [("weights", _moves(rule, powers))]
         if isinstance(rule, Grid):
             return [(rule.name, rule.values(powers))]
+        if isinstance(rule, Cut):
+            return [(rule.name, rule.values(powers, constants))]
         layer = typical[rule.layer]
         if isinstance(rule, Integers):
             begin = int(layer[rule.name])
@@ -322,13 +328,13 @@ def _lengths(buffer: Any) -> tuple[int, int, int]:
     return int(buffer["height"]), int(buffer["width"]), int(buffer["frames"])
 
 
-_KINDS: dict[str, type[Integers | Moves | Resampled | Grid]] = {
-    "integers": Integers, "moves": Moves, "resampled": Resampled, "grid": Grid,
+_KINDS: dict[str, type[Rule]] = {
+    "integers": Integers, "moves": Moves, "resampled": Resampled, "grid": Grid, "cut": Cut,
 }  # fmt: skip
 _KIND_OF = {kind: name for name, kind in _KINDS.items()}
 
 
-def _rule(raw: Mapping[str, Any]) -> Integers | Moves | Resampled | Grid:
+def _rule(raw: Mapping[str, Any]) -> Rule:
     layer, kind = int(raw["layer"]), _KINDS[raw["kind"]]
     if kind is Resampled:
         return Resampled(layer, _known(raw["windows"], KINDS))
@@ -337,6 +343,8 @@ def _rule(raw: Mapping[str, Any]) -> Integers | Moves | Resampled | Grid:
     name = _known(raw["name"], CONSTANTS)
     if kind is Grid:
         return Grid.from_dict(raw, name)
+    if kind is Cut:
+        return Cut.from_dict(raw, name)
     places, terms = tuple(int(each) for each in raw["places"]), tuple(terms_of(each) for each in raw["terms"])
     if len(places) != len(terms) or not all(0 <= each < int(raw["count"]) for each in places):
         raise ValueError("the integers of a constant are damaged")

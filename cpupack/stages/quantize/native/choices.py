@@ -1,7 +1,7 @@
 """Which of several ways a layer is lowered in, where that depends on the sizes of tensors.
 
-The typical size of a model for inputs of any size makes the choices. The programs of its other sizes have the same, so
-that they differ in numbers alone.
+The typical size of a model for inputs of any size makes the choices, and the largest one those of the ranges of
+constants that grow with it. The programs of all sizes have the same, so that they differ in numbers alone.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ class Way(Enum):
     ROW = "the dimension that the rows of a function are of"
     MOVES = "which moves of a list are joined"
     HEADS = "whether attention is one layer"
+    LOW = "the least value of a constant that is laid out"
+    HIGH = "the greatest one"
 
 
-Made = Mapping[tuple[Way, int], int]
+Made = Mapping[tuple[Way, int], float]
 """What was chosen, by the place of the layer that was next."""
 Tables = Mapping[int, npt.NDArray[np.float32]]
 
@@ -36,12 +38,20 @@ class Choices:
     """
 
     def __init__(self, program: Program, given: Made | None = None, tables: Tables | None = None) -> None:
-        self.made: dict[tuple[Way, int], int] = {}
+        self.made: dict[tuple[Way, int], float] = {}
         self._program, self._given, self._tables = program, given or {}, tables or {}
 
     def given(self, way: Way) -> int | None:
         """Return what is given for the next layer."""
-        return self._given.get((way, len(self._program.layers)))
+        found = self._given.get((way, len(self._program.layers)))
+        return None if found is None else int(found)
+
+    def span(self, low: float, high: float) -> tuple[float, float]:
+        """Return the range that the next layer has for a constant of values from ``low`` to ``high``."""
+        place = len(self._program.layers)
+        low, high = self._given.get((Way.LOW, place), low), self._given.get((Way.HIGH, place), high)
+        self.made |= {(Way.LOW, place): low, (Way.HIGH, place): high}
+        return low, high
 
     def whole(self, array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return what the next layer stores for a constant."""
@@ -53,3 +63,13 @@ class Choices:
         """Keep what was chosen for the next layer, and return it."""
         self.made[way, len(self._program.layers)] = chosen
         return chosen
+
+
+def without_spans(made: Made) -> Made:
+    """Return choices without the ranges of constants."""
+    return {key: value for key, value in made.items() if key[0] not in (Way.LOW, Way.HIGH)}
+
+
+def spans_of(made: Made) -> Made:
+    """Return the ranges of constants among choices."""
+    return {key: value for key, value in made.items() if key[0] in (Way.LOW, Way.HIGH)}

@@ -36,7 +36,7 @@ def lay_out(b: Builder, node: fx.Node) -> None:
     size = b.buffer(zeros).size
     b.move(written[-1], zeros, torch.full((size,), FILL), torch.arange(size))
     values = table[0].expand(shape[1:])
-    output = b.add_buffer(layout, (float(values.min()), float(values.max())))
+    output = b.add_buffer(layout, b.choices.span(float(values.min()), float(values.max())))
     one, result = b.buffer(zeros), b.buffer(output)
     layer = Layer(Op.AFFINE, input=zeros, output=output)
     layer.fields = {"input_zero_point": one.zero_point, "output_zero_point": result.zero_point}

@@ -15,6 +15,8 @@ from cpupack.size_terms import Fit, Ints
 MOVE = 8
 """Numbers of a move."""
 _LONGEST_BLOCK, _MOST_RUNS = 64, 64
+_MOST_ALONE = 4
+"""Moves before and after those that repeat."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,19 @@ class _Loops:
 
 def runs_of(lists: Sequence[Ints], fit: Fit, what: str) -> tuple[Run, ...] | None:
     """Return the runs that have the moves ``(n, 8)`` of each size; None where they do not repeat."""
-    for period in range(1, _LONGEST_BLOCK + 1):
-        found = [_loops(each, period) for each in lists]
-        if len({len(each) for each in found}) > 1 or not found[0]:
-            continue
-        try:
-            return tuple(_run(each, fit, what) for each in zip(*found, strict=True))
-        except QuantizationError:
-            continue  # blocks of another length may repeat
+    shortest = min(len(each) for each in lists)
+    for head in range(min(_MOST_ALONE, shortest) + 1):
+        for period in range(1, min(_LONGEST_BLOCK, shortest) + 1):
+            tails = {(len(each) - head) % period for each in lists}
+            if len(tails) > 1 or max(tails) > _MOST_ALONE or (head and head % period == 0):
+                continue
+            found = [_loops_between(each, head, period, max(tails)) for each in lists]
+            if len({len(each) for each in found}) > 1 or not found[0]:
+                continue
+            try:
+                return tuple(_run(each, fit, what) for each in zip(*found, strict=True))
+            except QuantizationError:
+                continue  # blocks of another length may repeat
     return None
 
 
@@ -52,13 +59,24 @@ def _run(loops: Sequence[_Loops], fit: Fit, what: str) -> Run:
     return Run(blocks, first, step, rounds, stride)
 
 
-def _loops(moves: Ints, period: int) -> list[_Loops]:
-    """Return moves as loops over blocks of ``period`` moves.
+def _loops_between(moves: Ints, head: int, period: int, tail: int) -> list[_Loops]:
+    """Return moves as loops over blocks, between ``head`` and ``tail`` moves that belong to none, as those of a border.
 
-    Empty where the moves are no whole number of blocks, or too many loops.
+    Empty where there are too many loops.
     """
-    if len(moves) % period:
+    between = _loops(moves[head : len(moves) - tail], period)
+    if not between:
         return []
+    return [*_alone(moves[:head]), *between, *_alone(moves[len(moves) - tail :])]
+
+
+def _alone(moves: Ints) -> list[_Loops]:
+    none = np.zeros_like(moves[:1])
+    return [_Loops(1, 1, move[None], none, none) for move in moves]
+
+
+def _loops(moves: Ints, period: int) -> list[_Loops]:
+    """Return a whole number of blocks of ``period`` moves as loops. Empty where there are too many."""
     blocks = moves.reshape(-1, period, MOVE)
     firsts, counts = _in_a_row(blocks)
     steps = np.zeros_like(blocks[firsts])

@@ -7,6 +7,7 @@ size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpupack.errors import QuantizationError
+from cpupack.runtime.engine.cuts import Cut
 from cpupack.runtime.engine.grids import Grid
 from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, Op
 from cpupack.runtime.engine.resampling import KINDS, windows
@@ -25,71 +27,41 @@ from cpupack.runtime.engine.sizes import (
     Resampled,
     Share,
     Sizes,
-    head_bytes,
     resampled_lengths,
 )
 from cpupack.runtime.open_sizes import OpenSizes, Terms
 from cpupack.size_terms import Fit, Ints, refused
+from cpupack.stages.quantize.native.cuts import Tables, shaped
 from cpupack.stages.quantize.native.grids import grid_of
+from cpupack.stages.quantize.native.lowered import ALL_CONSTANTS, Bytes, Lowered, constant_names, extent
 from cpupack.stages.quantize.native.move_lists import MOVE, runs_of
 from cpupack.stages.quantize.native.shares import share_of
 from cpupack.stages.quantize.native.values import LONGEST_SIDE
 from cpupack.stages.quantize.native.walks import MOST_VALUES
 
-Bytes = npt.NDArray[np.uint8]
+Rule = Integers | Moves | Resampled | Grid | Cut
 _PLANNED = {"offset", "sample_bytes"}
 """What the runner computes itself."""
 _FLOATS = ("scale", "scale2")
 _ALIGNED = 64
-_USED = {
-    Op.CONV: ("weights", "scales", "biases", "table"),
-    Op.DEPTHWISE: ("weights", "scales", "biases", "table"),
-    Op.INPUT_PIXELS: (),
-    Op.INPUT_FLOAT: (),
-    Op.MAX_POOL: (),
-    Op.AVERAGE_POOL: (),
-    Op.GLOBAL_AVERAGE: (),
-    Op.OUTPUT: (),
-    Op.MOVE: ("weights",),
-    Op.RESAMPLE: ("weights", "scales"),
-    Op.DEQUANTIZE: (),
-    Op.FLOAT_INPUT: (),
-}
-"""The constants that an operation has; all four where it is not here."""
-_ALL = ("weights", "scales", "biases", "table")
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A program for ``counts`` multiples of each side, and the shape of a sample's result in memory."""
-
-    counts: tuple[int, ...]
-    program: bytes
-    result: tuple[int, ...]
-
-    @property
-    def parts(self) -> tuple[Any, Any, Any, Bytes]:
-        """Header, buffers, layers and constants."""
-        whole = np.frombuffer(self.program, np.uint8)
-        header = whole[: HEADER.itemsize].view(HEADER)
-        first = HEADER.itemsize + int(header["buffers"][0]) * BUFFER.itemsize
-        layers = whole[first : head_bytes(whole)].view(LAYER)
-        return header, whole[HEADER.itemsize : first].view(BUFFER), layers, whole[int(header["constants"][0]) :]
 
 
 class GrowingTablesError(QuantizationError):
-    """Constants of ``layers`` are those of the largest size cut off: with that one's, all sizes can share them."""
+    """Constants are those of the largest size cut off: with that one, all sizes have them.
+
+    Those of ``layers`` are its first values, which all sizes can share.
+    """
 
     def __init__(self, layers: Sequence[int], refusal: QuantizationError) -> None:
         super().__init__(str(refusal.message), hint=refusal.hint)
         self.layers = tuple(layers)
 
 
-def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
+def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes, tables: Tables | None = None) -> Sizes:
     """Return how a program changes, from the same model at several sizes, the first of which is the one that is stored.
 
-    Raises QuantizationError for what no program for any size could have, GrowingTablesError where larger constants
-    would do.
+    Raises QuantizationError for what no program for any size could have, GrowingTablesError where ``tables`` of the
+    largest size would help; those that are needed are added to them.
     """
     headers, buffers, layers, constants = zip(*(each.parts for each in lowered), strict=True)
     for each, what in ((buffers, "activations"), (layers, "layers")):
@@ -102,11 +74,12 @@ def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
     changing = {
         "header": _numbers(fit, headers, ("input_channels_float", "input_height", "input_width", "outputs")),
         "buffers": _numbers(fit, buffers, tuple(set(BUFFER.names or ()) - _PLANNED)),
-        "layers": _numbers(fit, _without_counts(layers), tuple(set(LAYER.names or ()) - {*_ALL, *_FLOATS})),
+        "layers": _numbers(fit, _without_counts(layers), tuple(set(LAYER.names or ()) - {*ALL_CONSTANTS, *_FLOATS})),
     }
     shares, sums = _scales(fit, layers, names)
-    rules: list[Integers | Moves | Resampled | Grid] = []
+    rules: list[Rule] = []
     growing: dict[int, QuantizationError] = {}
+    tables = tables or Tables()
     owner = _first_owner(layers[0])
     for number, name in enumerate(names):
         own = _Constants(
@@ -114,15 +87,15 @@ def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
             has_first=number == owner,
         )  # fmt: skip
         try:
-            rules += own.rules(fit)
+            rules += own.rules(fit, tables)
         except QuantizationError as refusal:
             if not own.grows():
                 raise
             growing[number] = refusal
-    if growing:
-        raise GrowingTablesError(tuple(growing), next(iter(growing.values())))
+    if growing or tables.missing is not None:
+        raise GrowingTablesError(tuple(growing), tables.missing or next(iter(growing.values())))
     weights = {
-        number: _extent(layers[0], constants[0], int(layer["weights"]))
+        number: extent(layers[0], constants[0], int(layer["weights"]))
         for number, layer in enumerate(layers[0])
         if layer["op"] == Op.CONV
     }
@@ -162,15 +135,15 @@ def same_program(found: bytes, lowered: bytes) -> bool:
             return False
     if not np.array_equal(one[1], other[1]):
         return False
-    fields = [name for name in LAYER.names or () if name not in _ALL]
+    fields = [name for name in LAYER.names or () if name not in ALL_CONSTANTS]
     if any(not np.array_equal(one[2][name], other[2][name]) for name in fields):
         return False
     owner = _first_owner(other[2])
     for number, (mine, theirs) in enumerate(zip(one[2], other[2], strict=True)):
-        for name in _USED.get(Op(int(theirs["op"])), _ALL):
+        for name in constant_names(Op(int(theirs["op"]))):
             if not theirs[name] and not mine[name] and (number, name) != (owner, "weights"):
                 continue  # it has none
-            size = _extent(other[2], other[3], int(theirs[name]))
+            size = extent(other[2], other[3], int(theirs[name]))
             wanted = other[3][int(theirs[name]) : int(theirs[name]) + size]
             content = one[3][int(mine[name]) : int(mine[name]) + size]
             if not np.array_equal(content, wanted[: len(content)]) or wanted[len(content) :].any():
@@ -190,13 +163,13 @@ class _Constants:
     name: str
     has_first: bool
 
-    def rules(self, fit: Fit) -> list[Integers | Moves | Resampled | Grid]:
+    def rules(self, fit: Fit, tables: Tables) -> list[Rule]:
         """Return how those change that are not the same at all sizes."""
         op = Op(int(self.own[0]["op"]))
         if op is Op.RESAMPLE:
             return self._resampled()
-        found: list[Integers | Moves | Resampled | Grid] = []
-        for name in _USED.get(op, _ALL):
+        found: list[Rule] = []
+        for name in constant_names(op):
             each = self._contents(name)
             if not any(int(layer[name]) for layer in self.own) and not (self.has_first and name == "weights"):
                 continue  # it has none, or the first one of all, which is the same for all sizes
@@ -206,12 +179,37 @@ class _Constants:
                 found.append(self._moves(each, fit))
                 continue
             if len({len(one) for one in each}) > 1 or len(each[0]) % 4:
-                found.append(self._grid(name, each, fit))
+                found += self._growing(name, each, fit, tables)
                 continue
             try:
                 found.append(self._integers(name, each, fit))
             except QuantizationError:  # what fills them up may hide that they grow
-                found.append(self._grid(name, each, fit))
+                found += self._growing(name, each, fit, tables)
+        return found
+
+    def _growing(self, name: str, each: list[Bytes], fit: Fit, tables: Tables) -> list[Rule]:
+        try:
+            return [self._grid(name, each, fit)]
+        except QuantizationError as refusal:
+            if self.grows() or any(len(one) % 4 for one in each):
+                raise
+            found = shaped([one.view("<u4") for one in each], self._lengths(), fit)
+            if found is None:
+                raise
+            return [*tables.cut(self.number, name, found, len(self.constants[0]), refusal)]
+
+    def _lengths(self) -> list[list[int]]:
+        """Return what may be a side of a constant, at each size: the sides of the activations beside it."""
+        found = []
+        for place in ("input", "input2", "output"):
+            numbers = [int(layer[place]) for layer in self.own]
+            if min(numbers) >= 0:
+                rows = [buffers[number] for buffers, number in zip(self.buffers, numbers, strict=True)]
+                sides = [[int(row[side]) for side in ("frames", "height", "width", "channels")] for row in rows]
+                found += [list(each) for each in zip(*sides, strict=True)]
+                found.append([frames * height for frames, height, *_ in sides])
+                found.append([math.prod(each[:3]) for each in sides])
+                found.append([math.prod(each) for each in sides])
         return found
 
     def _integers(self, name: str, each: list[Bytes], fit: Fit) -> Integers:
@@ -262,10 +260,10 @@ class _Constants:
         found = []
         for layer, layers, constants in zip(self.own, self.layers, self.constants, strict=True):
             begin = int(layer[name])
-            found.append(constants[begin : begin + _extent(layers, constants, begin)])
+            found.append(constants[begin : begin + extent(layers, constants, begin)])
         return found
 
-    def _resampled(self) -> list[Integers | Moves | Resampled | Grid]:
+    def _resampled(self) -> list[Rule]:
         tables, weights = self._contents("weights"), self._contents("scales")
         for kind in KINDS:
             for place, layer in enumerate(self.own):
@@ -327,7 +325,7 @@ def _without_counts(layers: Sequence[Any]) -> list[Any]:
 
 def _first_owner(layers: Any) -> int:
     """Return the layer that has the constant at offset 0, where layers without one point to as well."""
-    return next((at for at, each in enumerate(layers) if _USED.get(Op(int(each["op"])), _ALL)), 0)
+    return next((at for at, each in enumerate(layers) if constant_names(Op(int(each["op"])))), 0)
 
 
 def _check_alike(layers: list[Any], name: str) -> None:
@@ -368,9 +366,3 @@ def _why_scale(layer: Any) -> str:
 def _begins(content: Bytes, array: npt.NDArray[Any]) -> bool:
     raw = np.frombuffer(array.tobytes(), np.uint8)
     return len(content) >= len(raw) and np.array_equal(content[: len(raw)], raw)
-
-
-def _extent(layers: Any, constants: Bytes, begin: int) -> int:
-    """Return the bytes from a constant to the next one."""
-    later = [int(each) for name in _ALL for each in layers[name] if each > begin]
-    return min(later, default=len(constants)) - begin
