@@ -327,7 +327,7 @@ def _proven(path: Path, probed: _Probed) -> Program:
     program = read_program(path)
     assert program.sized is not None
     for size, each in zip(probed.asked, probed.lowered, strict=True):
-        if not same_program(program.sized.alone(*size).tobytes(), each.program):
+        if not same_program(program.sized.alone(*size).tobytes(), each.program, program.sized.sizes.rounded):
             raise QuantizationError(
                 f"the model has no program for any size: at {program.sized.sizes.range.size_text(size)} it is another "
                 "one than its other sizes say",

@@ -111,6 +111,13 @@ static int reduction_fits(const struct cpupack_walk *walk) {
     return !across || ((walk->in_steps[last] == 1 && walk->out_steps[last] == 1) || walk->sizes[last] == 1);
 }
 
+/* Whether a reduction ends: windows of values that overlap read some of them again for each result. */
+static int reduction_ends(const struct cpupack_walk *walk, int64_t values, int64_t given) {
+    const int across = walk->kind >= REDUCTION_ACROSS, end = DIMENSIONS - across;
+    const int64_t kept = product(walk->sizes, walk->kept), last = across ? walk->sizes[DIMENSIONS - 1] : 1;
+    return kept * last <= values && ends(walk, walk->kept, end, given);
+}
+
 /* The kept sizes of a reduction's result: all but those of a row, whose steps say nothing. */
 static int reduced_out_fits(const struct cpupack_walk *walk, int64_t values) {
     struct cpupack_walk kept = *walk;
@@ -368,7 +375,7 @@ int float_layer_fits(const struct float_layer *layer) {
         return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) &&
                map_fits(layer, &walk);
     case OP_FLOAT_REDUCE:
-        return ends(&walk, 0, DIMENSIONS, given) && reduction_fits(&walk) && reduced_out_fits(&walk, values) &&
+        return reduction_fits(&walk) && reduction_ends(&walk, values, given) && reduced_out_fits(&walk, values) &&
                in_fits(&walk, given);
     case OP_FLOAT_NORMALIZE:
         return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) &&

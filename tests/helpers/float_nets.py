@@ -121,6 +121,20 @@ def reductions(length: int) -> Net:
     return net
 
 
+def windows_that_overlap(window: int) -> Net:
+    """Reductions of windows a position apart, as of ``unfold``: more values are read than there are."""
+    length, width = 20, 16
+    net = Net(normal(2, length * width))
+    view, x = net.view((length, width))
+    count = length - window + 1
+    rows = np.lib.stride_tricks.sliding_window_view(x, window, axis=1)  # (n, count, width, window)
+    apart = View(view.buffer, (count, width, window), (width, 1, width), view.first)
+    for over, axis in ((apart, 2), (apart.permuted((0, 2, 1)), 1)):
+        for kind in (Reduction.SUM, Reduction.MAXIMUM):
+            net.result(net.floats.reduce(over, (axis,), kind), reference.reduce_across(rows, kind, 1.0))
+    return net
+
+
 def _reduced(x: Array, kind: Reduction, scale: float) -> Array:
     rows = x.transpose(0, 1, 3, 2)
     if kind in (Reduction.PLACE_OF_MAXIMUM, Reduction.PLACE_OF_MINIMUM):

@@ -14,14 +14,16 @@ from torch import nn
 
 from cpupack.artifacts import CalibratedModel, FloatModel
 from cpupack.graph.native_model import NativeModel
+from cpupack.progress import SilentProgress
 from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.size_terms import probes
+from cpupack.stages.calibrate import calibrate
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.cuts import Tables
 from cpupack.stages.quantize.native.lowered import Lowered
 from cpupack.stages.quantize.native.sizes import GrowingTablesError, sizes_of, tables_of
-from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
+from helpers.tiny_models import Recorder, float_model, fuse_model, recipe, samples, target
 
 TYPICAL = 16
 """Multiples of a net's step."""
@@ -116,6 +118,35 @@ class Masked(nn.Module):
         return result
 
 
+class Neighbours(nn.Module):
+    """Means of five positions each, with borders, and the differences from one to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        near = F.pad(x, (0, 0, 2, 2)).unfold(1, 5, 1).mean(-1)
+        result: torch.Tensor = self.last(near.softmax(2) + torch.cat([x[:, :1], x[:, 1:] - x[:, :-1]], 1))
+        return result
+
+
+class Ramps(nn.Module):
+    """Factors and terms that go from 0 to 1 over the positions, and means of all positions so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = x.shape[1]
+        x = torch.relu(self.first(x)) * (1 + torch.linspace(0, 1, count)[:, None])
+        x = x + (torch.arange(count) / count)[:, None]
+        result: torch.Tensor = self.last(torch.cumsum(x, 1) / torch.arange(1, count + 1)[:, None])
+        return result
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {
     "pooled": (Pooled, (8, 0), 4),
     "levels": (Levels, (8, 0), 2),
@@ -123,6 +154,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {
     "attended": (Attended, (0, 8), 1),
     "positioned": (Positioned, (0, 8), 1),
     "masked": (Masked, (0, 8), 1),
+    "neighbours": (Neighbours, (0, 8), 1),
+    "ramps": (Ramps, (0, 8), 1),
 }
 """Each with the shape of a sample, 0 for the length, and the step of its lengths."""
 
@@ -141,7 +174,7 @@ class Open:
         """Return the net lowered for a length."""
         shape = self.sizes.shape_at(self.sizes.shape, (1, length))
         spec = recipe(shape, quantize={"observer": "minmax"})
-        model = float_model(self.model.module, shape)
+        model = dataclasses.replace(float_model(self.model.module, shape), sizes=self.sizes)
         fused = fuse_model(model, spec, Recorder(), samples(shape, 2))
         stats = dataclasses.replace(self.stats, fused=fused, tables=self.tables)
         module = quantize(stats, model.module, spec, target("native")).module
@@ -166,7 +199,9 @@ def opened(name: str) -> tuple[Open, Sizes]:
     axis = shape.index(0)
     typical = tuple(each or TYPICAL * step for each in shape)
     sizes = OpenSizes((1, 8 * step), (1, 48 * step), (1, step), names=("time",), axes=(axis,), shape=typical)
-    model, stats = calibrated(make().eval(), recipe(typical, quantize={"observer": "minmax"}), samples(typical))
+    model = dataclasses.replace(float_model(make().eval(), typical), sizes=sizes)
+    data, spec = samples(typical), recipe(typical, quantize={"observer": "minmax"})
+    stats = calibrate(fuse_model(model, spec, SilentProgress(), data), data, 4, SilentProgress())
     net = Open(model, stats, sizes)
     asked = probes((1, typical[axis]), sizes)
     try:

@@ -240,6 +240,23 @@ class Placed(nn.Module):
         return result
 
 
+class Spread(nn.Module):
+    """Coordinates from -1 to 1 and middles of pixels from 0 to 1, beside the channels and as a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(10, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.one(x))
+        down, across = torch.linspace(-1, 1, x.shape[2]), torch.linspace(-1, 1, x.shape[3])
+        rows, columns = (each.expand(len(x), 1, -1, -1) for each in torch.meshgrid(down, across, indexing="ij"))
+        x = F.relu(self.two(torch.cat([x, rows, columns], 1)))
+        x = x + (torch.arange(x.shape[3]) + 0.5) / x.shape[3] - (torch.arange(x.shape[2]) / x.shape[2])[:, None]
+        result: torch.Tensor = self.out(x)
+        return result
+
+
 class Bordered(nn.Module):
     """Borders of one side: the list of moves has some at its ends that do not repeat."""
 
@@ -267,6 +284,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "columns": Columns,
     "moments": Moments,
     "placed": Placed,
+    "spread": Spread,
     "bordered": Bordered,
 }
 MULTIPLES = {
@@ -282,6 +300,7 @@ MULTIPLES = {
     "columns": 2,
     "moments": 2,
     "placed": 2,
+    "spread": 2,
     "bordered": 2,
 }
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""

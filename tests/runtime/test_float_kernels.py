@@ -34,6 +34,7 @@ from helpers.float_nets import (
     same_bytes,
     softmax_extremes,
     softmaxes_of_few,
+    windows_that_overlap,
 )
 from helpers.place_nets import orders_of_rows, picks, puts, sampled
 from helpers.row_nets import attention, attention_of_extremes, linear, linear_of_extremes, listed, look_ups, unseen
@@ -46,6 +47,7 @@ NETS: dict[str, Callable[[], Net]] = {
     "functions": functions,
     "orders": orders,
     **{f"reductions of {n}": lambda n=n: reductions(n) for n in (1, 31, 33, 300)},
+    **{f"windows of {n}": lambda n=n: windows_that_overlap(n) for n in (2, 5, 19)},
     **{f"norms of {n}": lambda n=n: norms(n) for n in (1, 7, 32, 50, 97, 256)},
     **{f"norms of {n}, many": lambda n=n: norms(n, rows=45) for n in (1, 2, 5, 20, 32)},
     "norms of 2, more": lambda: norms(2, rows=600),

@@ -88,7 +88,7 @@ def test_a_size_has_the_program_that_it_would_be_lowered_to(name: str) -> None:
     for size in unseen(sizes):
         assert sizes.range.takes(*size), size
         expected = net.lowered(size)
-        assert same_program(programs.alone(*size).tobytes(), expected.program), size
+        assert same_program(programs.alone(*size).tobytes(), expected.program, sizes.rounded), size
         assert sizes.result_shape(*size) == expected.result
 
 
@@ -142,6 +142,7 @@ def test_answers_are_those_of_a_program_for_that_size_alone(name: str, tmp_path:
                 expected = fixed.run(batch)
             found = pool.run(batch)
             assert found.shape == expected.shape
+            # Coordinates may differ in their last bits, which no code of these images does.
             assert np.array_equal(found, expected)
             with torch.inference_mode():
                 assert sqnr_db(net.model.module(torch.from_numpy(batch)).numpy(), found) > 15.0

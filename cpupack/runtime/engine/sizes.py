@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..open_sizes import OpenSizes, Size, Terms, terms_of
 from . import memory_plan
 from .cuts import Cut
-from .grids import Grid
+from .grids import Grid, Plane
 from .program_format import BUFFER, CONSTANTS, HEADER, LAYER, Op
 from .resampling import KINDS, windows
 
@@ -98,9 +98,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Moves:
-    """The list of an ``OP_MOVE``: ``runs`` one after the other."""
+    """The constant ``name`` of layer ``layer``: the list of an ``OP_MOVE``, or of an ``OP_FLOAT_GATHER``.
+
+    Its ``runs`` are one after the other.
+    """
 
     layer: int
+    name: str
     runs: tuple[Run, ...]
 
     def all_terms(self) -> Iterator[Terms]:
@@ -123,7 +127,7 @@ class Resampled:
         yield from ()
 
 
-Rule = Integers | Moves | Resampled | Grid | Cut
+Rule = Integers | Moves | Resampled | Grid | Plane | Cut
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,11 @@ class Sizes:
     def open_result_shape(self) -> tuple[int, ...]:
         """Return the shape of a sample's result, -1 where it changes with the size."""
         return tuple(-1 if any(each[1:]) else each[0] for each in self.result)
+
+    @property
+    def rounded(self) -> frozenset[tuple[int, str]]:
+        """Layers and names of constants that differ in their last bits from what the build computes for a size."""
+        return frozenset((each.layer, each.name) for each in self.constants if isinstance(each, Plane))
 
     def outputs(self, *size: int) -> int:
         """Return how many float32 values a sample's result has."""
@@ -240,8 +249,8 @@ class Sizes:
         self, rule: Rule, powers: Ints, typical: Any, buffers: Any, constants: Bytes
     ) -> list[tuple[str, npt.NDArray[Any]]]:
         if isinstance(rule, Moves):
-            return [("weights", _moves(rule, powers))]
-        if isinstance(rule, Grid):
+            return [(rule.name, _moves(rule, powers))]
+        if isinstance(rule, Grid | Plane):
             return [(rule.name, rule.values(powers))]
         if isinstance(rule, Cut):
             return [(rule.name, rule.values(powers, constants))]
@@ -329,7 +338,7 @@ def _lengths(buffer: Any) -> tuple[int, int, int]:
 
 
 _KINDS: dict[str, type[Rule]] = {
-    "integers": Integers, "moves": Moves, "resampled": Resampled, "grid": Grid, "cut": Cut,
+    "integers": Integers, "moves": Moves, "resampled": Resampled, "grid": Grid, "plane": Plane, "cut": Cut,
 }  # fmt: skip
 _KIND_OF = {kind: name for name, kind in _KINDS.items()}
 
@@ -338,13 +347,11 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
     layer, kind = int(raw["layer"]), _KINDS[raw["kind"]]
     if kind is Resampled:
         return Resampled(layer, _known(raw["windows"], KINDS))
-    if kind is Moves:
-        return Moves(layer, tuple(_run(each) for each in raw["runs"]))
     name = _known(raw["name"], CONSTANTS)
-    if kind is Grid:
-        return Grid.from_dict(raw, name)
-    if kind is Cut:
-        return Cut.from_dict(raw, name)
+    if kind is Moves:
+        return Moves(layer, name, tuple(_run(each) for each in raw["runs"]))
+    if kind is Grid or kind is Plane or kind is Cut:
+        return kind.from_dict(raw, name)
     places, terms = tuple(int(each) for each in raw["places"]), tuple(terms_of(each) for each in raw["terms"])
     if len(places) != len(terms) or not all(0 <= each < int(raw["count"]) for each in places):
         raise ValueError("the integers of a constant are damaged")

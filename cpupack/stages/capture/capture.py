@@ -36,7 +36,7 @@ from cpupack.stages.capture.raising import (
     refuse_pairs_of_samples,
 )
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
-from cpupack.stages.capture.rewrites.affine import merge_batch_norms
+from cpupack.stages.capture.rewrites.affine import merge_batch_norms, name_batch_norms
 from cpupack.targets.engines import ENGINES
 
 _EXAMPLES = 3
@@ -116,7 +116,10 @@ def _proven(
         return level_inputs(graph, samples)
 
     level.__name__ = level_inputs.__name__  # for notes and errors
-    rewrites = _Rewrites(exported, (*REWRITES, level, merge_batch_norms), batch[:2], progress)
+    named = model.sizes is not None and not model.sizes.is_image
+    # A position of an array with names is no channel: it would be another norm for another size.
+    usual = tuple(each for each in REWRITES if not (named and each is name_batch_norms))
+    rewrites = _Rewrites(exported, (*usual, level, merge_batch_norms), batch[:2], progress)
     graph, used = rewrites.applied()
     proof.check_model()
     refuse_pairs_of_samples(exported)

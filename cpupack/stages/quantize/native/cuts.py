@@ -41,10 +41,10 @@ def shaped(contents: Sequence[Words], lengths: Sequence[Sequence[int]], fit: Fit
 
     ``lengths`` has, of each length that may be one of its dimensions, what it is at each size.
     """
-    for sides in _sides(contents, lengths):
+    for sides in sides_of(contents, lengths):
+        every = np.array(sides)
+        sides = [tuple(each) for each in every[:, (every > 1).any(axis=0)].tolist()]
         arrays = tuple(one[: np.prod(side)].reshape(side) for one, side in zip(contents, sides, strict=True))
-        if any(one[np.prod(side) :].any() for one, side in zip(contents, sides, strict=True)):
-            continue
         if not all(_agree(one, other) for one, other in itertools.combinations(arrays, 2)):
             continue
         try:
@@ -119,8 +119,11 @@ def _shortened(whole: Words) -> tuple[Words, int]:
     return np.ascontiguousarray(table), rows
 
 
-def _sides(contents: Sequence[Words], lengths: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, ...]]]:
-    """Yield shapes that the contents may have at each size: how many arrays, rows, columns, channels."""
+def sides_of(contents: Sequence[Words], lengths: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, ...]]]:
+    """Yield shapes that the contents may have at each size: how many arrays, rows, columns, channels.
+
+    What is left of a content fills it up, and is zero.
+    """
     ones = (1,) * len(contents)
     distinct = dict.fromkeys(tuple(each) for each in lengths)
     growing = [each for each in distinct if len(set(each)) > 1]
@@ -128,9 +131,13 @@ def _sides(contents: Sequence[Words], lengths: Sequence[Sequence[int]]) -> Itera
     for rows, columns, channels in itertools.product([ones, *growing], growing, [ones, *fixed]):
         each = [a * b * c for a, b, c in zip(rows, columns, channels, strict=True)]
         count = min(len(one) // size for one, size in zip(contents, each, strict=True))
-        if count and all(0 <= len(one) - count * size < _FILLED for one, size in zip(contents, each, strict=True)):
-            every = np.array([(count, a, b, c) for a, b, c in zip(rows, columns, channels, strict=True)])
-            yield [tuple(each) for each in every[:, (every > 1).any(axis=0)].tolist()]
+        ends = [count * size for size in each]
+        if count and all(
+            0 <= len(one) - end < _FILLED and not one[end:].any() for one, end in zip(contents, ends, strict=True)
+        ):
+            yield [(count, a, b, c) for a, b, c in zip(rows, columns, channels, strict=True)]
+            if count > 1:  # or so many numbers at each place
+                yield [(1, a, b, c * count) for a, b, c in zip(rows, columns, channels, strict=True)]
 
 
 def _agree(one: Words, other: Words) -> bool:

@@ -1,4 +1,4 @@
-"""Finds how the list of an ``OP_MOVE`` grows with the size: blocks of moves that repeat, in one or two loops."""
+"""Finds how a list of moves or of gathered places grows with the size: blocks that repeat, in one or two loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cpupack.size_terms import Fit, Ints
 
 MOVE = 8
 """Numbers of a move."""
-_LONGEST_BLOCK, _MOST_RUNS = 64, 64
+_LONGEST_BLOCK, _LONGEST_OF_GATHERS, _MOST_RUNS = 64, 8, 64
 _MOST_ALONE = 4
 """Moves before and after those that repeat."""
 
@@ -31,12 +31,17 @@ class _Loops:
 
 
 def runs_of(lists: Sequence[Ints], fit: Fit, what: str) -> tuple[Run, ...] | None:
-    """Return the runs that have the moves ``(n, 8)`` of each size; None where they do not repeat."""
+    """Return the runs that have the moves ``(n, 8)`` of each size; None where they do not repeat.
+
+    A gather's list has one number in place of eight, and is longer.
+    """
     shortest = min(len(each) for each in lists)
-    for head in range(min(_MOST_ALONE, shortest) + 1):
-        for period in range(1, min(_LONGEST_BLOCK, shortest) + 1):
+    is_gather = lists[0].shape[1] == 1
+    longest, most_alone = (_LONGEST_OF_GATHERS, 0) if is_gather else (_LONGEST_BLOCK, _MOST_ALONE)
+    for head in range(min(most_alone, shortest) + 1):
+        for period in range(1, min(longest, shortest) + 1):
             tails = {(len(each) - head) % period for each in lists}
-            if len(tails) > 1 or max(tails) > _MOST_ALONE or (head and head % period == 0):
+            if len(tails) > 1 or max(tails) > most_alone or (head and head % period == 0):
                 continue
             found = [_loops_between(each, head, period, max(tails)) for each in lists]
             if len({len(each) for each in found}) > 1 or not found[0]:
@@ -77,7 +82,7 @@ def _alone(moves: Ints) -> list[_Loops]:
 
 def _loops(moves: Ints, period: int) -> list[_Loops]:
     """Return a whole number of blocks of ``period`` moves as loops. Empty where there are too many."""
-    blocks = moves.reshape(-1, period, MOVE)
+    blocks = moves.reshape(-1, period, moves.shape[1])
     firsts, counts = _in_a_row(blocks)
     steps = np.zeros_like(blocks[firsts])
     steps[counts > 1] = blocks[firsts[counts > 1] + 1] - blocks[firsts[counts > 1]]

@@ -8,7 +8,7 @@ size.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cpupack.errors import QuantizationError
-from cpupack.runtime.engine.cuts import Cut
 from cpupack.runtime.engine.grids import Grid
 from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, Op
 from cpupack.runtime.engine.resampling import KINDS, windows
@@ -25,6 +24,7 @@ from cpupack.runtime.engine.sizes import (
     Moves,
     Number,
     Resampled,
+    Rule,
     Share,
     Sizes,
     resampled_lengths,
@@ -35,11 +35,11 @@ from cpupack.stages.quantize.native.cuts import Tables, shaped
 from cpupack.stages.quantize.native.grids import grid_of
 from cpupack.stages.quantize.native.lowered import ALL_CONSTANTS, Bytes, Lowered, constant_names, extent
 from cpupack.stages.quantize.native.move_lists import MOVE, runs_of
+from cpupack.stages.quantize.native.planes import NEAR, plane_of
 from cpupack.stages.quantize.native.shares import share_of
 from cpupack.stages.quantize.native.values import LONGEST_SIDE
 from cpupack.stages.quantize.native.walks import MOST_VALUES
 
-Rule = Integers | Moves | Resampled | Grid | Cut
 _PLANNED = {"offset", "sample_bytes"}
 """What the runner computes itself."""
 _FLOATS = ("scale", "scale2")
@@ -127,8 +127,11 @@ def check_sides(program: bytes, size: str) -> None:
         )
 
 
-def same_program(found: bytes, lowered: bytes) -> bool:
-    """Return whether two programs do the same, wherever their constants lie."""
+def same_program(found: bytes, lowered: bytes, rounded: Collection[tuple[int, str]] = ()) -> bool:
+    """Return whether two programs do the same, wherever their constants lie.
+
+    Those in ``rounded``, by the number of the layer and the name, may differ in their last bits.
+    """
     one, other = Lowered((), found, ()).parts, Lowered((), lowered, ()).parts
     for name in HEADER.names or ():
         if name not in {"identity", "constants"} and one[0][name] != other[0][name]:
@@ -146,9 +149,18 @@ def same_program(found: bytes, lowered: bytes) -> bool:
             size = extent(other[2], other[3], int(theirs[name]))
             wanted = other[3][int(theirs[name]) : int(theirs[name]) + size]
             content = one[3][int(mine[name]) : int(mine[name]) + size]
+            if (number, name) in rounded:
+                content = _as_wanted(content, wanted)
             if not np.array_equal(content, wanted[: len(content)]) or wanted[len(content) :].any():
                 return False  # what lies at the end of a program has nothing that fills it up
     return True
+
+
+def _as_wanted(content: Bytes, wanted: Bytes) -> Bytes:
+    """Return a constant, or the one that is wanted where they differ in their last bits alone."""
+    one, other = (each[: min(len(content), len(wanted))].view("<f4") for each in (content, wanted))
+    near = np.abs(one - other).max(initial=0) <= 4 * NEAR * np.abs(other).max(initial=0)
+    return wanted[: len(content)] if near else content
 
 
 @dataclass(frozen=True)
@@ -175,8 +187,8 @@ class _Constants:
                 continue  # it has none, or the first one of all, which is the same for all sizes
             if all(np.array_equal(each[0], other) for other in each[1:]):
                 continue
-            if op is Op.MOVE:
-                found.append(self._moves(each, fit))
+            if op is Op.MOVE or (op is Op.FLOAT_GATHER and name == "scales"):
+                found.append(self._moves(name, each, fit))
                 continue
             if len({len(one) for one in each}) > 1 or len(each[0]) % 4:
                 found += self._growing(name, each, fit, tables)
@@ -193,20 +205,28 @@ class _Constants:
         except QuantizationError as refusal:
             if self.grows() or any(len(one) % 4 for one in each):
                 raise
-            found = shaped([one.view("<u4") for one in each], self._lengths(), fit)
+            words, lengths = [one.view("<u4") for one in each], self._lengths()
+            found = shaped(words, lengths, fit)
             if found is None:
-                raise
+                plane = plane_of(self.number, name, words, lengths, fit)
+                if plane is None:
+                    raise
+                return [plane]
             return [*tables.cut(self.number, name, found, len(self.constants[0]), refusal)]
 
     def _lengths(self) -> list[list[int]]:
-        """Return what may be a side of a constant, at each size: the sides of the activations beside it."""
-        found = []
-        for place in ("input", "input2", "output"):
-            numbers = [int(layer[place]) for layer in self.own]
-            if min(numbers) >= 0:
-                rows = [buffers[number] for buffers, number in zip(self.buffers, numbers, strict=True)]
-                sides = [[int(row[side]) for side in ("frames", "height", "width", "channels")] for row in rows]
-                found += [list(each) for each in zip(*sides, strict=True)]
+        """Return what may be a side of a constant, at each size: sides of the activations beside it, then of all."""
+        own = [
+            [int(layer[place]) for layer in self.own]
+            for place in ("input", "input2", "output")
+            if min(int(layer[place]) for layer in self.own) >= 0
+        ]
+        found = list[list[int]]()
+        for numbers in (*own, *([each] * len(self.own) for each in range(len(self.buffers[0])))):
+            rows = [buffers[number] for buffers, number in zip(self.buffers, numbers, strict=True)]
+            sides = [[int(row[side]) for side in ("frames", "height", "width", "channels")] for row in rows]
+            found += [list(each) for each in zip(*sides, strict=True)]
+            if numbers in own:
                 found.append([frames * height for frames, height, *_ in sides])
                 found.append([math.prod(each[:3]) for each in sides])
                 found.append([math.prod(each) for each in sides])
@@ -235,7 +255,8 @@ class _Constants:
         grid = grid_of(self.number, name, [one.view("<f4") for one in each], terms) if whole else None
         if grid is None and len({len(one) for one in each}) == 1:
             raise refused(
-                f"{self.name} goes over its values in another order for a small size; [sizes] min may be larger"
+                f"{self.name} has other numbers for another size: a factor that follows from the number of positions, "
+                "or another order of values for a small size ([sizes] min may be larger)"
             )
         if grid is None:
             raise refused(
@@ -275,15 +296,20 @@ class _Constants:
                 return [Resampled(self.number, kind)]
         raise refused(f"{self.name} resizes in a way that is known for one size alone")
 
-    def _moves(self, contents: list[Bytes], fit: Fit) -> Moves:
+    def _moves(self, name: str, contents: list[Bytes], fit: Fit) -> Moves:
+        if int(self.own[0]["op"]) == Op.MOVE:
+            counts, width = [int(layer["runs"]) for layer in self.own], MOVE
+        else:
+            outputs = [each[int(layer["output"])] for each, layer in zip(self.buffers, self.own, strict=True)]
+            counts, width = [int(each["sample_bytes"]) // 4 for each in outputs], 1
         lists = [
-            each[: 4 * MOVE * int(layer["runs"])].view("<i4").reshape(-1, MOVE).astype(np.int64)
-            for each, layer in zip(contents, self.own, strict=True)
+            each[: 4 * width * count].view("<i4").reshape(-1, width).astype(np.int64)
+            for each, count in zip(contents, counts, strict=True)
         ]
         runs = runs_of(lists, fit, f"a list of {self.name}")
         if runs is None:
             raise refused(f"{self.name} moves values in an order that does not repeat")
-        return Moves(self.number, runs)
+        return Moves(self.number, name, runs)
 
 
 def _numbers(fit: Fit, rows: Sequence[Any], fields: tuple[str, ...]) -> tuple[Number, ...]:
