@@ -42,7 +42,7 @@ from cpupack.runtime.signature import Signature, worst_sqnr_db
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.choices import spans_of, without_spans
-from cpupack.stages.quantize.native.cuts import Tables
+from cpupack.stages.quantize.native.largest import Tables
 from cpupack.stages.quantize.native.lowered import Lowered
 from cpupack.stages.quantize.native.sizes import (
     GrowingTablesError,
@@ -51,6 +51,7 @@ from cpupack.stages.quantize.native.sizes import (
     sizes_of,
     tables_of,
 )
+from cpupack.stages.quantize.native.stretches import grids_of
 from cpupack.stages.script import script
 from cpupack.targets import Target
 
@@ -197,7 +198,8 @@ def _probed(model: _OpenModel, asked: list[Size], progress: Progress) -> _Probed
         lowered.append(_lowered_of(quantized, size, model.sizes))
         modules.append(quantized.module)
         progress.step(number + 1, len(asked), "sizes")
-    tables = Tables(model.largest, model.sizes)
+    module = model.prepared.model.module
+    tables = Tables(model.largest, model.sizes, grids_of([*module.parameters(), *module.buffers()]))
     known = sizes_of(lowered[:-1] if len(lowered) > 2 else lowered, model.sizes, tables)
     assert last is not None
     assert isinstance(modules[0], NativeModel)

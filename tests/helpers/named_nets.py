@@ -20,7 +20,7 @@ from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.size_terms import probes
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.cuts import Tables
+from cpupack.stages.quantize.native.largest import Tables
 from cpupack.stages.quantize.native.lowered import Lowered
 from cpupack.stages.quantize.native.sizes import GrowingTablesError, sizes_of, tables_of
 from helpers.tiny_models import Recorder, float_model, fuse_model, recipe, samples, target

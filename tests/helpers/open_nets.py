@@ -19,9 +19,10 @@ from cpupack.runtime.open_sizes import OpenSizes, Size
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.choices import spans_of, without_spans
-from cpupack.stages.quantize.native.cuts import Tables
+from cpupack.stages.quantize.native.largest import Tables
 from cpupack.stages.quantize.native.lowered import Lowered
 from cpupack.stages.quantize.native.sizes import GrowingTablesError, sizes_of
+from cpupack.stages.quantize.native.stretches import grids_of
 from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
 
 TYPICAL = (16, 24)
@@ -257,6 +258,26 @@ class Spread(nn.Module):
         return result
 
 
+class Patches(nn.Module):
+    """Attention of patches whose learned positions are resized to the image, behind a token of the whole image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.out = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 4, 1)
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 16)), nn.Parameter(torch.randn(1, 10, 16))
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x)
+        batch, channels, height, width = x.shape
+        grid = self.positions[:, 1:].transpose(1, 2).reshape(1, channels, 3, 3)
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic").flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(batch, -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        x = self.layer(x + torch.cat([self.positions[:, :1], grid], 1))
+        result: torch.Tensor = self.out(x[:, 1:].transpose(1, 2).reshape(batch, channels, height, width))
+        return result
+
+
 class Bordered(nn.Module):
     """Borders of one side: the list of moves has some at its ends that do not repeat."""
 
@@ -285,6 +306,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "moments": Moments,
     "placed": Placed,
     "spread": Spread,
+    "patches": Patches,
     "bordered": Bordered,
 }
 MULTIPLES = {
@@ -344,7 +366,7 @@ class Open:
     def with_largest(self) -> Open:
         """Return this with the ranges and the tables of the largest size."""
         largest = self.at(self.sizes.most)
-        tables = Tables(lowered_at(largest, self.sizes.most, self.sizes), self.sizes)
+        tables = Tables(lowered_at(largest, self.sizes.most, self.sizes), self.sizes, self.cuts.grids)
         return dataclasses.replace(self, cuts=tables, spans=spans_of(largest.choices))
 
     def known(self) -> Sizes:
@@ -365,6 +387,7 @@ def opened(name: str) -> tuple[Open, Sizes]:
     spec = recipe((3, *TYPICAL), quantize={"observer": "minmax"})
     model, stats = calibrated(NETS[name](), spec, samples((3, *TYPICAL)))
     net = Open(model, stats, spec, sizes)
+    net = dataclasses.replace(net, cuts=Tables(grids=grids_of(model.module.parameters())))
     if spans_of(net.at(TYPICAL).choices):
         net = net.with_largest()
     try:

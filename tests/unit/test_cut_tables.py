@@ -13,7 +13,8 @@ from cpupack.errors import QuantizationError
 from cpupack.runtime.engine.cuts import Cut
 from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.size_terms import Fit
-from cpupack.stages.quantize.native.cuts import Shaped, Tables, shaped
+from cpupack.stages.quantize.native.cuts import Shaped, shaped
+from cpupack.stages.quantize.native.largest import Tables
 from helpers.named_nets import opened
 
 SIZES = OpenSizes((1, 2), (1, 40), (1, 1), names=("time",), axes=(0,), shape=(8, 3))

@@ -16,7 +16,7 @@ from cpupack.errors import QuantizationError
 from cpupack.quantized_engine import engine
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.engine.program import note_text, read_program
-from cpupack.runtime.engine.resampling import KINDS
+from cpupack.runtime.engine.resampling import KINDS, matrix
 from cpupack.runtime.engine.session import Session
 from cpupack.runtime.engine.sized import SizedPrograms
 from cpupack.runtime.engine.sizes import Sizes
@@ -60,14 +60,15 @@ def test_windows_are_those_of_torch(kind: str, lengths: tuple[int, int]) -> None
     values = torch.eye(length, dtype=torch.float64)[None]  # (1, places as channels, places)
     if kind == "adaptive":
         expected = F.adaptive_avg_pool1d(values, result)
+    elif kind.startswith("cubic"):
+        corners, fewer = kind == "cubic_corners", kind == "cubic_antialiased"
+        twice = values[..., None].repeat(1, 1, 1, 2)
+        expected = F.interpolate(twice, (result, 2), mode="bicubic", align_corners=corners, antialias=fewer)[..., 0]
     elif kind.startswith("linear"):
         expected = F.interpolate(values, result, mode="linear", align_corners=kind == "linear_corners")
     else:
         expected = F.interpolate(values, result, mode=kind.replace("_", "-"))
-    found = np.zeros((result, length))
-    for row, (begin, weights) in zip(found, KINDS[kind](length, result), strict=True):
-        row[begin : begin + len(weights)] = weights
-    assert np.abs(found - expected[0].T.numpy()).max() < 1e-6  # torch computes the last in float32
+    assert np.abs(matrix(kind, length, result) - expected[0].T.numpy()).max() < 1e-6  # torch has some in float32
 
 
 def unseen(sizes: Sizes) -> list[tuple[int, int]]:
@@ -142,8 +143,8 @@ def test_answers_are_those_of_a_program_for_that_size_alone(name: str, tmp_path:
                 expected = fixed.run(batch)
             found = pool.run(batch)
             assert found.shape == expected.shape
-            # Coordinates may differ in their last bits, which no code of these images does.
-            assert np.array_equal(found, expected)
+            # Coordinates and resized tables may differ in their last bits, and a code by a step then.
+            assert sqnr_db(expected, found) > 40.0 if sizes.rounded else np.array_equal(found, expected)
             with torch.inference_mode():
                 assert sqnr_db(net.model.module(torch.from_numpy(batch)).numpy(), found) > 15.0
 

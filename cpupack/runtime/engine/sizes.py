@@ -21,6 +21,7 @@ from .cuts import Cut
 from .grids import Grid, Plane
 from .program_format import BUFFER, CONSTANTS, HEADER, LAYER, Op
 from .resampling import KINDS, windows
+from .stretched import Stretched
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -127,7 +128,7 @@ class Resampled:
         yield from ()
 
 
-Rule = Integers | Moves | Resampled | Grid | Plane | Cut
+Rule = Integers | Moves | Resampled | Grid | Plane | Cut | Stretched
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Sizes:
     @property
     def rounded(self) -> frozenset[tuple[int, str]]:
         """Layers and names of constants that differ in their last bits from what the build computes for a size."""
-        return frozenset((each.layer, each.name) for each in self.constants if isinstance(each, Plane))
+        return frozenset((each.layer, each.name) for each in self.constants if isinstance(each, Plane | Stretched))
 
     def outputs(self, *size: int) -> int:
         """Return how many float32 values a sample's result has."""
@@ -252,7 +253,7 @@ class Sizes:
             return [(rule.name, _moves(rule, powers))]
         if isinstance(rule, Grid | Plane):
             return [(rule.name, rule.values(powers))]
-        if isinstance(rule, Cut):
+        if isinstance(rule, Cut | Stretched):
             return [(rule.name, rule.values(powers, constants))]
         layer = typical[rule.layer]
         if isinstance(rule, Integers):
@@ -339,6 +340,7 @@ def _lengths(buffer: Any) -> tuple[int, int, int]:
 
 _KINDS: dict[str, type[Rule]] = {
     "integers": Integers, "moves": Moves, "resampled": Resampled, "grid": Grid, "plane": Plane, "cut": Cut,
+    "stretched": Stretched,
 }  # fmt: skip
 _KIND_OF = {kind: name for name, kind in _KINDS.items()}
 
@@ -350,7 +352,7 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
     name = _known(raw["name"], CONSTANTS)
     if kind is Moves:
         return Moves(layer, name, tuple(_run(each) for each in raw["runs"]))
-    if kind is Grid or kind is Plane or kind is Cut:
+    if kind in (Grid, Plane, Cut, Stretched):
         return kind.from_dict(raw, name)
     places, terms = tuple(int(each) for each in raw["places"]), tuple(terms_of(each) for each in raw["terms"])
     if len(places) != len(terms) or not all(0 <= each < int(raw["count"]) for each in places):

@@ -31,12 +31,14 @@ from cpupack.runtime.engine.sizes import (
 )
 from cpupack.runtime.open_sizes import OpenSizes, Terms
 from cpupack.size_terms import Fit, Ints, refused
-from cpupack.stages.quantize.native.cuts import Tables, shaped
+from cpupack.stages.quantize.native.cuts import shaped
 from cpupack.stages.quantize.native.grids import grid_of
+from cpupack.stages.quantize.native.largest import Tables
 from cpupack.stages.quantize.native.lowered import ALL_CONSTANTS, Bytes, Lowered, constant_names, extent
 from cpupack.stages.quantize.native.move_lists import MOVE, runs_of
-from cpupack.stages.quantize.native.planes import NEAR, plane_of
+from cpupack.stages.quantize.native.planes import plane_of
 from cpupack.stages.quantize.native.shares import share_of
+from cpupack.stages.quantize.native.stretches import CLOSE, laid
 from cpupack.stages.quantize.native.values import LONGEST_SIDE
 from cpupack.stages.quantize.native.walks import MOST_VALUES
 
@@ -159,7 +161,7 @@ def same_program(found: bytes, lowered: bytes, rounded: Collection[tuple[int, st
 def _as_wanted(content: Bytes, wanted: Bytes) -> Bytes:
     """Return a constant, or the one that is wanted where they differ in their last bits alone."""
     one, other = (each[: min(len(content), len(wanted))].view("<f4") for each in (content, wanted))
-    near = np.abs(one - other).max(initial=0) <= 4 * NEAR * np.abs(other).max(initial=0)
+    near = np.abs(one - other).max(initial=0) <= CLOSE * np.abs(other).max(initial=0)
     return wanted[: len(content)] if near else content
 
 
@@ -206,13 +208,14 @@ class _Constants:
             if self.grows() or any(len(one) % 4 for one in each):
                 raise
             words, lengths = [one.view("<u4") for one in each], self._lengths()
+            end = len(self.constants[0])
             found = shaped(words, lengths, fit)
-            if found is None:
-                plane = plane_of(self.number, name, words, lengths, fit)
-                if plane is None:
-                    raise
+            if found is not None:
+                return [*tables.cut(self.number, name, found, end, refusal)]
+            plane = plane_of(self.number, name, words, lengths, fit)
+            if plane is not None:
                 return [plane]
-            return [*tables.cut(self.number, name, found, len(self.constants[0]), refusal)]
+            return [*tables.stretch(self.number, name, laid(words, lengths, fit), end, refusal)]
 
     def _lengths(self) -> list[list[int]]:
         """Return what may be a side of a constant, at each size: sides of the activations beside it, then of all."""
