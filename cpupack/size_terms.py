@@ -92,14 +92,17 @@ def probes(typical: Size, sizes: OpenSizes) -> list[Size]:
 def _check(found: Sequence[Size], between: Sequence[int], sizes: OpenSizes) -> Size:
     """Return a size to check others by: between the least and the typical one, or near that where it is asked already.
 
-    Of a name that has a square, three sizes are asked already: a fourth one can tell that it is no square.
+    Of a name that has a square, three sizes are asked already: a fourth one can tell that it is no square. Where the
+    typical size has an even number of multiples it has an odd one, because half of a size may decide which values are
+    read (``torch.roll(x, x.shape[-1] // 2, -1)``) and change no shape.
     """
     checked = []
-    steps = zip(between, sizes.least, sizes.most, sizes.multiple, strict=True)
-    for place, (near, low, high, step) in enumerate(steps):
+    steps = zip(found[0], between, sizes.least, sizes.most, sizes.multiple, strict=True)
+    for place, (own, near, low, high, step) in enumerate(steps):
         known = {size[place] for size in found} if (place, place) in sizes.products else set()
         others = (near, *(near + sign * number * step for number in (1, 2, 3) for sign in (1, -1)))
-        checked.append(next((each for each in others if low <= each <= high and each not in known), near))
+        taken = [each for each in others if low <= each <= high and each not in known]
+        checked.append(min(taken, key=lambda each: (each - own) // step % 2 == 0, default=near))
     return tuple(checked)
 
 

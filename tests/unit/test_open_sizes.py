@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from cpupack.accuracy import sqnr_db
 from cpupack.errors import QuantizationError
@@ -22,11 +23,13 @@ from cpupack.runtime.engine.sized import SizedPrograms
 from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.errors import InputError, RunnerError
 from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.size_terms import probes
 from cpupack.stages.quantize.native.lowered import Lowered
 from cpupack.stages.quantize.native.sizes import same_program, sizes_of
 from cpupack.stages.script import save
 from helpers.lowered import needs_kernels
-from helpers.open_nets import NETS, OTHERS, TYPICAL, opened
+from helpers.open_nets import NETS, OTHERS, TYPICAL, Open, opened
+from helpers.tiny_models import calibrated, recipe, samples
 
 RANGE = OpenSizes((8, 16), (32, 64), (4, 8))
 
@@ -102,6 +105,41 @@ def test_what_is_written_is_read_back() -> None:
     for key, value in (("multiple", [3, 3]), ("header", [[0, "none", [1, 2, 3, 4]]]), ("result", [[1]])):
         with pytest.raises((ValueError, KeyError)):
             Sizes.from_dict({**json.loads(text), key: value})
+
+
+@pytest.mark.parametrize("typical", [(64, 96), (60, 92), (36, 44)])
+def test_a_size_is_asked_that_half_of_tells_apart(typical: tuple[int, int]) -> None:
+    """A map that is rolled by half of its width has other values at odd widths, and the same shapes."""
+    sizes = OpenSizes((32, 32), (160, 160), (4, 4))
+    asked = probes(typical, sizes)
+    assert [(own - last) // 4 % 2 for own, last in zip(typical, asked[-1], strict=True)] == [1, 1]
+    assert sizes.takes(*asked[-1])
+
+
+class Halved(nn.Module):
+    """Rolls a map by half of its width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.one(x))
+        result: torch.Tensor = self.out(x + torch.roll(x, x.shape[-1] // 2, -1))
+        return result
+
+
+def test_a_map_that_is_rolled_by_half_is_refused_where_sides_may_be_odd() -> None:
+    spec = recipe((3, *TYPICAL), quantize={"observer": "minmax"})
+    model, stats = calibrated(Halved(), spec, samples((3, *TYPICAL)))
+    for step, is_right in ((4, True), (2, False)):
+        sizes = OpenSizes((8, 8), (64, 96), (step, step))
+        net = Open(model, stats, spec, sizes)
+        lowered = [net.lowered(each) for each in probes(TYPICAL, sizes)]
+        with ExitStack() as stack:
+            if not is_right:
+                stack.enter_context(pytest.raises(QuantizationError, match="no program for inputs of any size"))
+            sizes_of(lowered, sizes)
 
 
 def test_programs_that_differ_in_more_than_size_are_refused() -> None:
