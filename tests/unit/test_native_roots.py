@@ -70,3 +70,28 @@ def test_a_root_of_what_is_no_power_is_a_table() -> None:
     int8 = quantize(stats, model.module, spec, target("native"))
     assert [fact.name for fact in int8.layers if fact.precision == "fp32"] == []
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
+
+
+class Splines(nn.Module):
+    """A layer of a Kolmogorov-Arnold network: products of two ramps for each knot, squared, and a linear layer."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.low = nn.Parameter(torch.arange(-3.0, 5.0).repeat(inputs, 1) * 0.8 - 2.0)
+        self.linear = nn.Linear(inputs * 8, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.unsqueeze(2)
+        bumps = F.relu(x - self.low) * F.relu(self.low + 3.2 - x) * 0.39
+        result: torch.Tensor = self.linear((bumps * bumps).flatten(1))
+        return result
+
+
+@needs_kernels
+def test_the_pieces_of_splines_are_in_fp32() -> None:
+    torch.manual_seed(0)
+    spec, data = recipe((6,), quantize={"observer": "minmax"}), samples((6,), 64)
+    model, stats = calibrated(nn.Sequential(Splines(6, 16), Splines(16, 4)), spec, data)
+    int8 = quantize(stats, model.module, spec, target("native"))
+    assert [fact.name for fact in int8.layers if fact.precision == "int8"] == ["0.linear", "1.linear"]
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 34.0

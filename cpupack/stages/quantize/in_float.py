@@ -16,6 +16,7 @@ from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.infinities import infinite_calls
 from cpupack.graph.names import calls
 from cpupack.graph.phases import large_angles
+from cpupack.graph.pieces import pieces
 from cpupack.graph.rows import laying_calls
 from cpupack.graph.tags import LEVELS
 from cpupack.graph.vocabulary import ADAPTIVE_POOLS, AVERAGE_POOLS, MAX_POOLS, SHAPES
@@ -79,6 +80,7 @@ def reasons_in_float(
     infinite = infinite_calls(graph, _infinities(calibrated))
     magnitude = _magnitudes(calibrated)
     decoding, angles = decoding_calls(graph, magnitude), large_angles(graph, magnitude)
+    splines = pieces(graph)
     wrong = (_is_wrong_arithmetic(engine), _is_wrong_pooling(graph, engine), _is_fixed_in_cat(graph))
 
     def moves_no_floats(node: fx.Node) -> bool:
@@ -90,6 +92,8 @@ def reasons_in_float(
             return reasons.ROWS
         if node in decoding:
             return reasons.DECODES
+        if node in splines:
+            return reasons.PIECES
         if node in angles:
             return reasons.ANGLES
         if node in hiding:

@@ -9,6 +9,7 @@ NO_FLOATS = "gives or takes values that are not float32 (indices, truth values),
 DECODES = (
     "decodes what the last layers give (boxes, places, parts of unlike ranges), which INT8 would round to few steps"
 )
+PIECES = "is part of a spline: INT8 would have few steps where it is not zero"
 ANGLES = "gives angles of several turns, between which rounding to INT8 would be a large error"
 STEEP = "is steep where most values are (a logarithm, a root), so the steps of INT8 before it would be large errors"
 CHOOSES = "scores what is chosen by order (a sort, a top-k): INT8 would make equal scores of unequal ones"

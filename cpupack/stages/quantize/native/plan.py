@@ -20,6 +20,7 @@ from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.infinities import infinite_calls
 from cpupack.graph.names import core, is_named
 from cpupack.graph.phases import large_angles
+from cpupack.graph.pieces import pieces
 from cpupack.graph.proposals import is_between_stages
 from cpupack.graph.roots import under_roots
 from cpupack.graph.rows import laying_calls
@@ -86,6 +87,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
         (reasons.ROOT, under_roots(calls.graph)),
         (reasons.ROWS, laying_calls(calls.graph)),
         (reasons.DECODES, decoding_calls(calls.graph, magnitude)),
+        (reasons.PIECES, pieces(calls.graph)),
         (reasons.ANGLES, large_angles(calls.graph, magnitude)),
         (reasons.STEEP, steep_functions(calls, calibrated.stats)),
         (
