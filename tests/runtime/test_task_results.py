@@ -17,7 +17,7 @@ from PIL import Image
 from cpupack.runtime.errors import InputError, IntegrityError, RunnerError
 from cpupack.runtime.images.preprocess import to_pixels, upright_size
 from cpupack.runtime.images.spec import PreprocessSpec
-from cpupack.runtime.tasks import boxes, decode, kinds
+from cpupack.runtime.tasks import boxes, decode, kinds, lettering
 from cpupack.runtime.tasks.embedding import Embedding
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.scores import sigmoid
@@ -174,6 +174,29 @@ def test_detections_are_clipped_sorted_and_inside_the_image() -> None:
     assert nothing.draw(Image.new("RGB", (8, 8))).size == (8, 8)
 
 
+def test_labels_are_drawn_in_letters_that_a_font_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lettering.own_font_alone():  # it has the letters of ASCII alone
+        drawn = [lettering.lettering(each, 2, "9%", 12).text for each in ("cat", "K\u00fcche", "\u043a\u043e\u0442")]
+        assert drawn == ["cat 9%", "Kuche 9%", "class 2 9%"]
+        assert lettering.lettering("a" * 99, 0, "", 12).text == "a" * 37 + "..."
+        assert lettering.lettering("a\tb\x1b", 0, "", 12).text == "a b"
+    monkeypatch.setattr(lettering, "_of_host", lambda size: ("none of them", "all letters"))
+    monkeypatch.setattr(lettering, "_has", lambda font, text: font == "all letters" or text.isascii())
+    found = lettering.lettering("\u043a\u043e\u0442", 2, "9%", 12)
+    assert (found.text, found.font) == ("\u043a\u043e\u0442 9%", "all letters")
+    assert lettering.lettering("cat", 0, "9%", 12).font != "all letters"
+
+
+def test_a_box_whose_label_no_font_has_is_drawn_with_the_number_of_its_class() -> None:
+    given = {"boxes": [[0, 0, 4, 4]], "scores": [[0.9]]}
+    names = [("\u732b",), ("cat",), ("\u72ac",)]
+    with lettering.own_font_alone():
+        found = [present("detection", given, labels=each, scores="probabilities") for each in names]
+        cat, other, dog = (np.asarray(each.draw(Image.new("RGB", (90, 60)))) for each in found)
+    assert np.array_equal(cat, dog)  # "class 0", and not the sign for a letter that is missing
+    assert not np.array_equal(cat, other)
+
+
 @pytest.mark.parametrize(
     ("name", "box"),
     [
@@ -318,3 +341,11 @@ def test_the_size_of_an_image_is_that_of_the_image_as_it_is_seen(orientation: in
     assert upright_size(out.getvalue()) == ((30, 20) if orientation <= 4 else (20, 30))
     with pytest.raises(InputError, match="damaged image"):
         upright_size(b"\xff\xd8\xff" + b"no jpeg")
+
+
+def test_a_name_that_no_output_has_is_answered_with_the_names() -> None:
+    found = kinds.presenter(TaskSpec.of("raw"), kinds.Model(None)).present({"a": np.zeros(2), "b.x": np.zeros(3)}, None)
+    with pytest.raises(KeyError, match=r"no output 'c'; there is a, b\.x"):
+        found["c"]
+    assert found.get("c") is None
+    assert "c" not in found

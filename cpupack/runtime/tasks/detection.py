@@ -85,7 +85,7 @@ class Detections:
     def draw(self, image: Image.Image) -> Image.Image:
         from . import draw
 
-        rows = [(one.box, draw.colour_of(one.index), f"{one.label} {one.score:.0%}") for one in self.found]
+        rows = [(one.box, one.index, one.label, f"{one.score:.0%}") for one in self.found]
         return draw.boxes(image, rows[::-1])  # the best on top
 
 

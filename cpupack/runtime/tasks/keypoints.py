@@ -53,7 +53,7 @@ class Keypoints:
             return "  no point has a score of the threshold or more"
         width = max(len(one.label) for one in self.points)
         return "\n".join(
-            f"  {one.label:<{width}}  x {one.x:7.1f}  y {one.y:7.1f}  {one.score:7.2%}" for one in self.points
+            f"  {one.label:<{width}}  x {one.x:7.1f}  y {one.y:7.1f}  score {one.score:.4g}" for one in self.points
         )
 
     def draw(self, image: Image.Image) -> Image.Image:

@@ -74,7 +74,7 @@ class Segmentation:
 
         if image.size != self.mask.shape[::-1]:
             image = image.resize(self.mask.shape[::-1])
-        rows = [(draw.colour_of(one.index), f"{one.label} {one.share:.1%}") for one in self.shares if one.index > 0]
+        rows = [(one.index, one.label, f"{one.share:.1%}") for one in self.shares if one.index > 0]
         return draw.legend(draw.blended(image, self.mask), rows)
 
 
