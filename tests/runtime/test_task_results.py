@@ -64,6 +64,8 @@ def test_embeddings_have_length_1_and_compare_by_their_cosine() -> None:
     np.testing.assert_allclose(first.vector, [0.6, 0.8], rtol=1e-6)
     assert first.cosine(second) == pytest.approx(0.96)  # 0.6 * 0.8 + 0.8 * 0.6
     assert present("embedding", [0.0, 0.0]).vector.tolist() == [0.0, 0.0]
+    with pytest.raises(RunnerError, match="is not finite, so it has no direction"):
+        present("embedding", [np.inf, 1.0])
     with pytest.raises(InputError, match="2 and 3 dimensions"):
         first.cosine(Embedding(np.zeros(3, np.float32)))
 
@@ -121,6 +123,8 @@ def test_one_class_against_the_rest_and_maps_of_classes_are_segmentations_too() 
     with Image.open(io.BytesIO(present("segmentation", np.full((8, 8), 300.0)).png())) as image:
         assert np.asarray(image).max() == 300
     assert present("segmentation", np.full((1, 8, 8), 0.4), scores="probabilities", threshold=0.3).mask.all()
+    # Logits that the model limits to 10 are all -10 where nothing is: there is no class -10.
+    assert not present("segmentation", np.full((8, 8), -10.0), labels=("rest", "thing")).mask.any()
 
 
 def test_an_image_of_one_pixel_has_a_map_of_one_pixel() -> None:
@@ -313,6 +317,7 @@ def test_each_kind_says_which_shape_it_needs() -> None:
             assert problem is not None, (kind, shape)
             assert problem.startswith("needs "), problem
             assert str(shape) in problem
+    assert "output.reshape(-1, 68, 2)" in str(kinds.misfit("keypoints", {"output": (136,)}))
     assert kinds.misfit("detection", {"boxes": (9, 4), "scores": (9, 3)}) is None
     assert "the model has boxes (9, 4), scores (8, 3)" in str(
         kinds.misfit("detection", {"boxes": (9, 4), "scores": (8, 3)})

@@ -138,7 +138,7 @@ class DetectionPresenter:
         if self.spec.decoder:
             assert self.anchors is not None
             return decode.candidates(self.spec.decoder, outputs, self.anchors, self.input_size, threshold)
-        boxes, scores, objects = _parts(outputs, self.spec)
+        boxes, scores, objects = parts(outputs, self.spec)
         softmaxed = self.spec.background and self.spec.scores == "logits"
         chances = softmax(scores) if softmaxed else probabilities(scores, self.spec.scores)
         if objects is not None:
@@ -149,7 +149,7 @@ class DetectionPresenter:
         return Candidates.joined(decode.per_class(corners, chosen, threshold, MOST_OF_A_CLASS, first))
 
 
-def _parts(outputs: Outputs, spec: TaskSpec) -> tuple[Values, Values, Values | None]:
+def parts(outputs: Outputs, spec: TaskSpec) -> tuple[Values, Values, Values | None]:
     """Return boxes ``(n, 4)``, scores ``(n, classes)``, and the objectness ``(n, 1)`` where the model has one."""
     if len(outputs) == 1:
         whole = only(outputs) if spec.layout == "rows" else only(outputs).T

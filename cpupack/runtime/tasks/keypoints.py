@@ -123,7 +123,9 @@ def misfit(outputs: Shapes) -> str | None:
     shape: tuple[int, ...] = only(outputs) if len(outputs) == 1 else ()
     if len(shape) == 3 or (len(shape) == 2 and shape[1] in (2, 3)):
         return None
+    two = len(shape) == 1 and shape[0] % 2 == 0
+    flat = f". Where they are x and y in turn, return them as output.reshape(-1, {shape[0] // 2}, 2)" if two else ""
     return (
         "needs one output of shape (points, height, width), a heat map for each point, or (points, 2) or (points, 3) "
-        f"with x, y and a score in pixels of the input; the model has {in_words(outputs)}"
+        f"with x, y and a score in pixels of the input; the model has {in_words(outputs)}{flat}"
     )
