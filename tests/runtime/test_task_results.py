@@ -223,6 +223,13 @@ def test_background_takes_a_softmax_and_its_class_is_never_found() -> None:
     assert found[0].score == pytest.approx(1.0 / (1.0 + math.exp(-5.0)))
 
 
+def test_a_box_of_detr_has_its_best_class_alone() -> None:
+    """As DETR's own postprocessing: a second class of the same box was an object of its own."""
+    given = {"boxes": [[0, 0, 4, 4], [2, 2, 6, 6]], "scores": [[2.0, 1.9, -9.0], [-9.0, 3.0, 5.0]]}
+    found = present("detection", given, background="last", nms_iou=1.0, threshold=0.1)
+    assert [(one.index, one.box) for one in found.found] == [(0, (0.0, 0.0, 4.0, 4.0)), (1, (2.0, 2.0, 6.0, 6.0))]
+
+
 def slow_nms(found: Any, scores: Any, most_iou: float) -> list[int]:
     """Suppression from its definition, in plain Python."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])

@@ -146,6 +146,8 @@ class DetectionPresenter:
         first, end = self.first_class, chances.shape[1] - int(self.spec.background == LAST)
         corners = clipped(to_corners(boxes, self.spec.box_format, *self.input_size), *self.input_size)
         chosen = chances[:, first:end].astype(np.float32)
+        if self.spec.background == LAST:  # DETR's queries have one object each, of the best class
+            chosen = np.where(np.arange(end - first) == chosen.argmax(axis=1)[:, None], chosen, np.float32(0.0))
         return Candidates.joined(decode.per_class(corners, chosen, threshold, MOST_OF_A_CLASS, first))
 
 
