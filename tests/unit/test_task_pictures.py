@@ -53,7 +53,7 @@ def test_boxes_lie_where_they_were_found_in_a_picture_that_is_enlarged() -> None
     signature = Signature((IMAGE,), outputs)
     task = TaskSpec.of("detection", scores="probabilities")
     model = FloatModel(nn.Identity(), signature, "", False, None, 0, 0, 0, task=task)
-    found = {"boxes": np.float32([[[16, 12, 32, 24]]]), "scores": np.float32([[[0.9]]])}
+    found = {"boxes": np.array([[[16, 12, 32, 24]]], np.float32), "scores": np.array([[[0.9]]], np.float32)}
     samples = Samples(np.zeros_like(PIXELS), "", ("a",), SPEC)
     (one,) = pictures(presenter_of(model), "detection", samples, signature, found, found)
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(one.fp32)))).max(axis=2)
