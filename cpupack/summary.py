@@ -17,7 +17,7 @@ from cpupack.console import flow
 from cpupack.diagnostics import in_words
 from cpupack.pipeline import BuildResult
 from cpupack.recovery.table import recovery_table
-from cpupack.wheel.facts import megabytes
+from cpupack.wheel.facts import megabytes, untimed_reason
 from cpupack.wheel.layers import percent
 
 _LABEL_WIDTH = 11
@@ -59,7 +59,7 @@ def summary_text(result: BuildResult) -> Text:
         *([("16-bit", safety_in_words(contender.saturation))] if contender.saturation else []),
         *(("outputs" * (number == 0), line) for number, line in enumerate(_outputs(report))),
         *_accuracy(report),
-        ("speed", *_speed(report)),
+        ("speed", *_speed(report, untimed_reason(model.task.decoder if model.task else None, scripted.target.cpu))),
         *(("gate", _gate(gate)) for gate in report.gates),
         ("setting", _setting(result)),
         *([("cache", f"not made again: {', '.join(map(stage_in_words, result.cached))}")] if result.cached else []),
@@ -192,9 +192,9 @@ def _drop(report: VerifyReport) -> str:
     return f"{text}{_span(report.top1_drop_ci95)} on {report.labelled_samples:,} labelled samples (95 % intervals)"
 
 
-def _speed(report: VerifyReport) -> tuple[str, ...]:
+def _speed(report: VerifyReport, untimed: str) -> tuple[str, ...]:
     if report.speedup is None:
-        return ("not measured: this host belongs to another CPU family",)
+        return (f"not measured: {untimed}",)
     row = report.speed_rows[0]
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
     text = f"{report.speedup:.2f}x FP32 torch at batch {row['batch_size']}, {threads}, interleaved"

@@ -217,12 +217,15 @@ def _csv(path: Path, names: Sequence[str], root: Path, request: Request) -> Arra
     order = [columns.index(label) for label in labels] if labels is not None else list(range(len(columns)))
     rows: dict[str, list[float]] = {}
     for number, line in zip(numbers[1:], lines[1:], strict=True):
-        try:
-            values = [float(each) for each in line[1:]]
-        except ValueError as error:
-            raise _error(request, f"{path}, row {number}: {error}") from error
-        if len(values) != len(columns) or not np.isfinite(values).all():
-            raise _error(request, f"{path}, row {number}: {len(values)} numbers for {len(columns)} columns")
+        if len(line) - 1 != len(columns):
+            raise _error(request, f"{path}, row {number}: {len(line) - 1} numbers for {len(columns)} columns")
+        values = [_number(each) for each in line[1:]]
+        if (wrong := next((at for at, each in enumerate(values) if not np.isfinite(each)), None)) is not None:
+            raise _error(
+                request,
+                f'{path}, row {number}: "{line[1 + wrong]}" in the column {columns[wrong]} is no finite number',
+                "leave out images whose values nobody knows",
+            )
         if line[0].strip() in rows:
             raise _error(request, f"{path}, row {number}: {line[0].strip()} has a row before")
         rows[line[0].strip()] = [values[each] for each in order]
@@ -231,3 +234,11 @@ def _csv(path: Path, names: Sequence[str], root: Path, request: Request) -> Arra
         if name not in rows and Path(name).name not in rows:
             raise _error(request, f"{path} has no row for {name}")
     return np.array([rows.get(name, rows.get(Path(name).name)) for name in names], np.float64)
+
+
+def _number(cell: str) -> float:
+    """Return the number in a cell, NaN where there is none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")

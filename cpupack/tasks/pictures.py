@@ -18,10 +18,13 @@ from cpupack.runtime.signature import Signature
 from cpupack.runtime.tasks.answers import DRAWN
 from cpupack.runtime.tasks.base import Presenter
 from cpupack.runtime.tasks.frame import Frame
+from cpupack.runtime.tasks.lettering import own_font_alone
 
 MOST = 3
 """Samples with pictures."""
 _EDGE = 480
+_LEAST_EDGE = 240
+"""Smaller inputs are enlarged: a label would hide a digit of 28 x 28 pixels."""
 _QUALITY = 85
 
 
@@ -55,13 +58,26 @@ def pictures(
         if spec.preprocess.mode == "BGR":
             pixels = pixels[..., ::-1]
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).convert("RGB")
+        frame = _frame(width, height)
+        image = image.resize((frame.width, frame.height), Image.Resampling.NEAREST)
         drawn = []
         for outputs in (expected, found):
             one = {name: np.asarray(each[row], np.float32) for name, each in outputs.items()}
-            picture = presenter.present(one, Frame.whole(width, height)).draw(image.copy())
+            with own_font_alone():  # the wheel has these pictures, and its bytes do not depend on the host's fonts
+                picture = presenter.present(one, frame).draw(image.copy())
             drawn.append(_encoded(picture))
         result.append(TaskPicture(printable(samples.names[row]), *drawn))
     return tuple(result)
+
+
+def _frame(width: int, height: int) -> Frame:
+    """Return the frame of an input that is shown as it is, or a whole number of times as large."""
+    times = _times(width, height)
+    return Frame(times * width, times * height, width, height, width, height)
+
+
+def _times(width: int, height: int) -> int:
+    return max(1, _LEAST_EDGE // max(width, height))
 
 
 def _pixels(values: npt.NDArray[np.float32], spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
@@ -71,7 +87,8 @@ def _pixels(values: npt.NDArray[np.float32], spec: PreprocessSpec) -> npt.NDArra
 
 
 def _encoded(image: Image.Image) -> str:
-    image = image.convert("RGB")
+    times = _times(*image.size)  # a picture that is the result itself may be small, too
+    image = image.convert("RGB").resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
     image.thumbnail((_EDGE, _EDGE))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=_QUALITY)

@@ -12,7 +12,7 @@ from typing import Any
 from cpupack.errors import UsageError
 from cpupack.runtime.files import BUILD_NAME, RECIPE_NAME
 from cpupack.wheel import build_charts as charts
-from cpupack.wheel.facts import megabytes, plan_text, scaled
+from cpupack.wheel.facts import megabytes, plan_text, scaled, untimed_reason
 from cpupack.wheel.foreign import facts_of, read_json, unreadable
 from cpupack.wheel.inspect import Inspection, inspect
 from cpupack.wheel.layers import percent, slowest_first
@@ -120,6 +120,7 @@ def _rendered(report: WheelReport) -> str:
         trial_rows=[_trial_row(trial) for trial in recovery.get("trials") or []],
         notes=facts.get("notes") or manifest.quantize.get("notes") or [],
         speedup=accuracy.get("speedup"),
+        untimed=untimed_reason((manifest.task or {}).get("decoder"), manifest.target["cpu"]),
         plan_text=plan_text(manifest),
         tuned_row=manifest.bench.get("build"),
         accuracy_charts=charts.accuracy_charts(accuracy),

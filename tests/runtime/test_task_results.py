@@ -17,7 +17,7 @@ from PIL import Image
 from cpupack.runtime.errors import InputError, IntegrityError, RunnerError
 from cpupack.runtime.images.preprocess import to_pixels, upright_size
 from cpupack.runtime.images.spec import PreprocessSpec
-from cpupack.runtime.tasks import boxes, decode, kinds
+from cpupack.runtime.tasks import boxes, decode, kinds, lettering
 from cpupack.runtime.tasks.embedding import Embedding
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.scores import sigmoid
@@ -64,6 +64,8 @@ def test_embeddings_have_length_1_and_compare_by_their_cosine() -> None:
     np.testing.assert_allclose(first.vector, [0.6, 0.8], rtol=1e-6)
     assert first.cosine(second) == pytest.approx(0.96)  # 0.6 * 0.8 + 0.8 * 0.6
     assert present("embedding", [0.0, 0.0]).vector.tolist() == [0.0, 0.0]
+    with pytest.raises(RunnerError, match="is not finite, so it has no direction"):
+        present("embedding", [np.inf, 1.0])
     with pytest.raises(InputError, match="2 and 3 dimensions"):
         first.cosine(Embedding(np.zeros(3, np.float32)))
 
@@ -121,6 +123,8 @@ def test_one_class_against_the_rest_and_maps_of_classes_are_segmentations_too() 
     with Image.open(io.BytesIO(present("segmentation", np.full((8, 8), 300.0)).png())) as image:
         assert np.asarray(image).max() == 300
     assert present("segmentation", np.full((1, 8, 8), 0.4), scores="probabilities", threshold=0.3).mask.all()
+    # Logits that the model limits to 10 are all -10 where nothing is: there is no class -10.
+    assert not present("segmentation", np.full((8, 8), -10.0), labels=("rest", "thing")).mask.any()
 
 
 def test_an_image_of_one_pixel_has_a_map_of_one_pixel() -> None:
@@ -174,6 +178,29 @@ def test_detections_are_clipped_sorted_and_inside_the_image() -> None:
     assert nothing.draw(Image.new("RGB", (8, 8))).size == (8, 8)
 
 
+def test_labels_are_drawn_in_letters_that_a_font_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lettering.own_font_alone():  # it has the letters of ASCII alone
+        drawn = [lettering.lettering(each, 2, "9%", 12).text for each in ("cat", "K\u00fcche", "\u043a\u043e\u0442")]
+        assert drawn == ["cat 9%", "Kuche 9%", "class 2 9%"]
+        assert lettering.lettering("a" * 99, 0, "", 12).text == "a" * 37 + "..."
+        assert lettering.lettering("a\tb\x1b", 0, "", 12).text == "a b"
+    monkeypatch.setattr(lettering, "_of_host", lambda size: ("none of them", "all letters"))
+    monkeypatch.setattr(lettering, "_has", lambda font, text: font == "all letters" or text.isascii())
+    found = lettering.lettering("\u043a\u043e\u0442", 2, "9%", 12)
+    assert (found.text, found.font) == ("\u043a\u043e\u0442 9%", "all letters")
+    assert lettering.lettering("cat", 0, "9%", 12).font != "all letters"
+
+
+def test_a_box_whose_label_no_font_has_is_drawn_with_the_number_of_its_class() -> None:
+    given = {"boxes": [[0, 0, 4, 4]], "scores": [[0.9]]}
+    names = [("\u732b",), ("cat",), ("\u72ac",)]
+    with lettering.own_font_alone():
+        found = [present("detection", given, labels=each, scores="probabilities") for each in names]
+        cat, other, dog = (np.asarray(each.draw(Image.new("RGB", (90, 60)))) for each in found)
+    assert np.array_equal(cat, dog)  # "class 0", and not the sign for a letter that is missing
+    assert not np.array_equal(cat, other)
+
+
 @pytest.mark.parametrize(
     ("name", "box"),
     [
@@ -194,6 +221,13 @@ def test_background_takes_a_softmax_and_its_class_is_never_found() -> None:
     found = present("detection", [[0, 0, 4, 4, 5.0, 0.0], [4, 4, 8, 8, 0.0, 5.0]], background=True)
     assert [one.index for one in found.found] == [1]
     assert found[0].score == pytest.approx(1.0 / (1.0 + math.exp(-5.0)))
+
+
+def test_a_box_of_detr_has_its_best_class_alone() -> None:
+    """As DETR's own postprocessing: a second class of the same box was an object of its own."""
+    given = {"boxes": [[0, 0, 4, 4], [2, 2, 6, 6]], "scores": [[2.0, 1.9, -9.0], [-9.0, 3.0, 5.0]]}
+    found = present("detection", given, background="last", nms_iou=1.0, threshold=0.1)
+    assert [(one.index, one.box) for one in found.found] == [(0, (0.0, 0.0, 4.0, 4.0)), (1, (2.0, 2.0, 6.0, 6.0))]
 
 
 def slow_nms(found: Any, scores: Any, most_iou: float) -> list[int]:
@@ -290,6 +324,7 @@ def test_each_kind_says_which_shape_it_needs() -> None:
             assert problem is not None, (kind, shape)
             assert problem.startswith("needs "), problem
             assert str(shape) in problem
+    assert "output.reshape(-1, 68, 2)" in str(kinds.misfit("keypoints", {"output": (136,)}))
     assert kinds.misfit("detection", {"boxes": (9, 4), "scores": (9, 3)}) is None
     assert "the model has boxes (9, 4), scores (8, 3)" in str(
         kinds.misfit("detection", {"boxes": (9, 4), "scores": (8, 3)})
@@ -318,3 +353,11 @@ def test_the_size_of_an_image_is_that_of_the_image_as_it_is_seen(orientation: in
     assert upright_size(out.getvalue()) == ((30, 20) if orientation <= 4 else (20, 30))
     with pytest.raises(InputError, match="damaged image"):
         upright_size(b"\xff\xd8\xff" + b"no jpeg")
+
+
+def test_a_name_that_no_output_has_is_answered_with_the_names() -> None:
+    found = kinds.presenter(TaskSpec.of("raw"), kinds.Model(None)).present({"a": np.zeros(2), "b.x": np.zeros(3)}, None)
+    with pytest.raises(KeyError, match=r"no output 'c'; there is a, b\.x"):
+        found["c"]
+    assert found.get("c") is None
+    assert "c" not in found

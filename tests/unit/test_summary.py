@@ -13,6 +13,7 @@ import pytest
 from cpupack.artifacts import BuiltWheel, Contender, Gate, QuantizedModel, TunePlan, VerifyReport
 from cpupack.build_facts import build_facts
 from cpupack.pipeline import BuildResult
+from cpupack.runtime.tasks.spec import TaskSpec
 from cpupack.summary import summary_dict, summary_text, times_text
 from helpers.tiny_wheel import TinyWheel
 
@@ -187,8 +188,15 @@ def test_slower_than_fp32_is_said(finished: Finished) -> None:
 
 def test_a_target_this_host_cannot_time(finished: Finished) -> None:
     found = rows(finished.result(cpu="aarch64", speedup=None))
-    assert found["speed"] == "not measured: this host belongs to another CPU family"
+    assert found["speed"] == "not measured: the build host is no aarch64 CPU"
     assert found["runs on"] == "aarch64 with neon or better, 8-bit activations"
+
+
+def test_a_detector_of_two_stages_is_not_timed_on_its_own_cpu_either(finished: Finished) -> None:
+    result = finished.result(speedup=None)
+    task = TaskSpec.of("detection", decoder="faster_rcnn")
+    found = rows(dataclasses.replace(result, model=dataclasses.replace(result.model, task=task)))
+    assert "the step between the two stages of the detector is Python in FP32" in found["speed"]
 
 
 def test_equal_outputs(finished: Finished) -> None:

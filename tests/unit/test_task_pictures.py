@@ -44,4 +44,20 @@ def test_results_are_drawn_over_the_image_however_it_comes(form: str) -> None:
     else:
         signature = Signature((IMAGE,), output)
         samples = Samples(PIXELS, "", ("a",), SPEC) if form == "pixels" else Samples(np.float32(floats), "", ("a",))
-    assert np.abs(drawn(signature, samples) - PIXELS[0])[:, [4, 28]].max() <= 8  # JPEG
+    enlarged = PIXELS[0].repeat(7, axis=0).repeat(7, axis=1)  # a label would hide an image of 32 pixels
+    assert np.abs(drawn(signature, samples) - enlarged)[:, [28, 196]].max() <= 8  # JPEG
+
+
+def test_boxes_lie_where_they_were_found_in_a_picture_that_is_enlarged() -> None:
+    outputs = (OutputSpec("boxes", (1, 4)), OutputSpec("scores", (1, 1)))
+    signature = Signature((IMAGE,), outputs)
+    task = TaskSpec.of("detection", scores="probabilities")
+    model = FloatModel(nn.Identity(), signature, "", False, None, 0, 0, 0, task=task)
+    found = {"boxes": np.array([[[16, 12, 32, 24]]], np.float32), "scores": np.array([[[0.9]]], np.float32)}
+    samples = Samples(np.zeros_like(PIXELS), "", ("a",), SPEC)
+    (one,) = pictures(presenter_of(model), "detection", samples, signature, found, found)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(one.fp32)))).max(axis=2)
+    assert picture.shape == (168, 224)
+    assert picture[84:168, 112].min() > 60  # the left edge of the box
+    assert picture[100:160, 120:215].max() < 30
+    assert picture[:60, :].max() < 30

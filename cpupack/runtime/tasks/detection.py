@@ -85,7 +85,7 @@ class Detections:
     def draw(self, image: Image.Image) -> Image.Image:
         from . import draw
 
-        rows = [(one.box, draw.colour_of(one.index), f"{one.label} {one.score:.0%}") for one in self.found]
+        rows = [(one.box, one.index, one.label, f"{one.score:.0%}") for one in self.found]
         return draw.boxes(image, rows[::-1])  # the best on top
 
 
@@ -138,7 +138,7 @@ class DetectionPresenter:
         if self.spec.decoder:
             assert self.anchors is not None
             return decode.candidates(self.spec.decoder, outputs, self.anchors, self.input_size, threshold)
-        boxes, scores, objects = _parts(outputs, self.spec)
+        boxes, scores, objects = parts(outputs, self.spec)
         softmaxed = self.spec.background and self.spec.scores == "logits"
         chances = softmax(scores) if softmaxed else probabilities(scores, self.spec.scores)
         if objects is not None:
@@ -146,10 +146,12 @@ class DetectionPresenter:
         first, end = self.first_class, chances.shape[1] - int(self.spec.background == LAST)
         corners = clipped(to_corners(boxes, self.spec.box_format, *self.input_size), *self.input_size)
         chosen = chances[:, first:end].astype(np.float32)
+        if self.spec.background == LAST:  # DETR's queries have one object each, of the best class
+            chosen = np.where(np.arange(end - first) == chosen.argmax(axis=1)[:, None], chosen, np.float32(0.0))
         return Candidates.joined(decode.per_class(corners, chosen, threshold, MOST_OF_A_CLASS, first))
 
 
-def _parts(outputs: Outputs, spec: TaskSpec) -> tuple[Values, Values, Values | None]:
+def parts(outputs: Outputs, spec: TaskSpec) -> tuple[Values, Values, Values | None]:
     """Return boxes ``(n, 4)``, scores ``(n, classes)``, and the objectness ``(n, 1)`` where the model has one."""
     if len(outputs) == 1:
         whole = only(outputs) if spec.layout == "rows" else only(outputs).T

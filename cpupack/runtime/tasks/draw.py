@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .lettering import lettering
 
 Colour = tuple[int, int, int]
 
@@ -38,43 +39,45 @@ def blended(image: Image.Image, classes: npt.NDArray[Any], opacity: float = 0.55
     return Image.fromarray(pixels)
 
 
-def legend(image: Image.Image, rows: Sequence[tuple[Colour, str]]) -> Image.Image:
-    """Return an image with a list of colours and their names below it, as wide as the image or wider."""
+def legend(image: Image.Image, rows: Sequence[tuple[int, str, str]]) -> Image.Image:
+    """Return an image with a list of classes (index, label, note) below it, as wide as the image or wider."""
     if not rows:
         return image
-    font, size = _font(_text_size(image)), _text_size(image)
-    rows = [(colour, _drawable(font, text)) for colour, text in rows]
+    size = _text_size(image)
+    names = [(colour_of(index), lettering(label, index, note, size)) for index, label, note in rows]
     line, gap = round(1.5 * size), round(0.5 * size)
-    widest = max(_width(font, text) for _, text in rows) + line + 2 * gap
+    widest = max(name.width for _, name in names) + line + 2 * gap
     width = max(image.width, widest)
     columns = max(1, width // widest)
-    lines = -(-len(rows) // columns)
+    lines = -(-len(names) // columns)
     canvas = Image.new("RGB", (width, image.height + lines * line + 2 * gap), _WHITE)
     canvas.paste(image, (0, 0))
     pen = ImageDraw.Draw(canvas)
-    for number, (colour, text) in enumerate(rows):
+    for number, (colour, name) in enumerate(names):
         left = gap + (number % columns) * widest
         top = image.height + gap + (number // columns) * line
         pen.rectangle((left, top + 1, left + size, top + 1 + size), fill=colour, outline=_BLACK)
-        pen.text((left + line, top), text, fill=_BLACK, font=font)
+        pen.text((left + line, top), name.text, fill=_BLACK, font=name.font)
     return canvas
 
 
-def boxes(image: Image.Image, found: Sequence[tuple[Sequence[float], Colour, str]]) -> Image.Image:
-    """Return an image with boxes (xmin, ymin, xmax, ymax) and a label at the upper left corner of each."""
+def boxes(image: Image.Image, found: Sequence[tuple[Sequence[float], int, str, str]]) -> Image.Image:
+    """Return an image with boxes (xmin, ymin, xmax, ymax), each with the label of its class ``index`` and a note at its
+    upper left corner."""
     canvas = image.copy()
     pen = ImageDraw.Draw(canvas)
     size = _text_size(image)
-    font, thick = _font(size), max(1, size // 7)
-    found = [(box, colour, _drawable(font, text)) for box, colour, text in found]
-    for (left, top, right, bottom), colour, _ in found:
-        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=thick)
-    for (left, top, _, _), colour, text in found:
-        width, height = _width(font, text) + size // 2, round(1.35 * size)
+    thick = max(1, size // 7)
+    for (left, top, right, bottom), index, _, _ in found:
+        corners = (left, top, max(left, right - 1), max(top, bottom - 1))
+        pen.rectangle(corners, outline=colour_of(index), width=thick)
+    for (left, top, _, _), index, label, note in found:
+        name, colour = lettering(label, index, note, size), colour_of(index)
+        width, height = name.width + size // 2, round(1.35 * size)
         x = min(max(left, 0.0), max(image.width - width, 0))
         y = top - height if top >= height else top
         pen.rectangle((x, y, x + width, y + height), fill=colour)
-        pen.text((x + size // 4, y), text, fill=_readable(colour), font=font)
+        pen.text((x + size // 4, y), name.text, fill=_readable(colour), font=name.font)
     return canvas
 
 
@@ -102,21 +105,3 @@ def _text_size(image: Image.Image) -> int:
 def _readable(colour: Colour) -> Colour:
     red, green, blue = colour
     return _BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else _WHITE
-
-
-@cache
-def _font(size: int) -> Any:
-    """Return Pillow's own font. Pillow before 10.1, or one without FreeType, has it in one size."""
-    try:
-        return ImageFont.load_default(size)
-    except (TypeError, ImportError, OSError):
-        return ImageFont.load_default()
-
-
-def _drawable(font: Any, text: str) -> str:
-    """Return a text that a font can draw. The bitmap font knows Latin-1 alone, and raises for other letters."""
-    return text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
-
-
-def _width(font: Any, text: str) -> int:
-    return round(float(font.getlength(text)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ..errors import InputError, RunnerError
 from .base import Outputs, Shapes, in_words, only
 from .frame import Frame
 
@@ -49,7 +49,10 @@ class EmbeddingPresenter:
     needs_frame: bool = False
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Embedding:
-        return Embedding(normalized(np.asarray(only(outputs), np.float32).reshape(1, -1))[0])
+        row = np.asarray(only(outputs), np.float32).reshape(1, -1)
+        if not np.isfinite(row).all():
+            raise RunnerError("the model's output is not finite, so it has no direction and no embedding")
+        return Embedding(normalized(row)[0])
 
 
 def normalized(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

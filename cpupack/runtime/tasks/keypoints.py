@@ -53,7 +53,7 @@ class Keypoints:
             return "  no point has a score of the threshold or more"
         width = max(len(one.label) for one in self.points)
         return "\n".join(
-            f"  {one.label:<{width}}  x {one.x:7.1f}  y {one.y:7.1f}  {one.score:7.2%}" for one in self.points
+            f"  {one.label:<{width}}  x {one.x:7.1f}  y {one.y:7.1f}  score {one.score:.4g}" for one in self.points
         )
 
     def draw(self, image: Image.Image) -> Image.Image:
@@ -123,7 +123,9 @@ def misfit(outputs: Shapes) -> str | None:
     shape: tuple[int, ...] = only(outputs) if len(outputs) == 1 else ()
     if len(shape) == 3 or (len(shape) == 2 and shape[1] in (2, 3)):
         return None
+    two = len(shape) == 1 and shape[0] % 2 == 0
+    flat = f". Where they are x and y in turn, return them as output.reshape(-1, {shape[0] // 2}, 2)" if two else ""
     return (
         "needs one output of shape (points, height, width), a heat map for each point, or (points, 2) or (points, 3) "
-        f"with x, y and a score in pixels of the input; the model has {in_words(outputs)}"
+        f"with x, y and a score in pixels of the input; the model has {in_words(outputs)}{flat}"
     )

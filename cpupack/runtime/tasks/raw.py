@@ -24,6 +24,9 @@ class Raw(Mapping[str, npt.NDArray[Any]]):
     outputs: Mapping[str, npt.NDArray[Any]]
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """Return an output. Raises KeyError that lists the names."""
+        if name not in self.outputs:
+            raise KeyError(f"no output {name!r}; there is {', '.join(self.outputs)}")
         return self.outputs[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -74,7 +74,7 @@ class Segmentation:
 
         if image.size != self.mask.shape[::-1]:
             image = image.resize(self.mask.shape[::-1])
-        rows = [(draw.colour_of(one.index), f"{one.label} {one.share:.1%}") for one in self.shares if one.index > 0]
+        rows = [(one.index, one.label, f"{one.share:.1%}") for one in self.shares if one.index > 0]
         return draw.legend(draw.blended(image, self.mask), rows)
 
 
@@ -83,7 +83,8 @@ class SegmentationPresenter:
     """Makes a ``Segmentation`` of scores ``(classes, height, width)``.
 
     One class alone, ``(1, height, width)``, is the probability of class 1 against class 0. A map ``(height, width)``
-    of whole numbers holds classes already; with fractions in it, it is one class alone without its dimension.
+    of whole numbers holds classes already; with fractions or less than -1 in it, it is one class alone without its
+    dimension.
     """
 
     spec: TaskSpec
@@ -172,8 +173,12 @@ class _Part:
 
 
 def _with_classes(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return scores of one class, ``(height, width)``, as ``(1, height, width)``, and anything else as it is."""
-    return scores[None] if scores.ndim == 2 and (scores != np.rint(scores)).any() else scores
+    """Return scores of one class, ``(height, width)``, as ``(1, height, width)``, and anything else as it is.
+
+    No class is below ``UNSEEN``, so whole numbers below it are scores too: of a model that limits its logits, say.
+    """
+    are_scores = scores.ndim == 2 and ((scores != np.rint(scores)).any() or (scores < UNSEEN).any())
+    return scores[None] if are_scores else scores
 
 
 def _best(scores: npt.NDArray[np.float32], part: _Part) -> npt.NDArray[np.int32]:

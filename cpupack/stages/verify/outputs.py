@@ -50,6 +50,7 @@ from cpupack.stages.verify.intervals import alike_intervals, meaning_intervals, 
 from cpupack.tasks import pictures
 from cpupack.tasks.likeness import likeness, same_decisions
 from cpupack.tasks.metrics import presenter_of, task_metric
+from cpupack.tasks.scores import LOOKED_AT, doubt_of
 from cpupack.workers.client import run_worker
 
 BATCH_SIZE = 16
@@ -127,6 +128,10 @@ def run_reference(
             return _outputs(model, graph, known, final, heard)
 
         outputs = make(progress) if cached is None else cached(model, graph, final, progress, make)
+        if model.task is not None and not model.random_weights:
+            doubt = doubt_of(model.task, model.signature.unpack(outputs[:LOOKED_AT]))
+            if doubt is not None:
+                progress.warn(doubt)
         presenter = None if kind == CLASSIFICATION else presenter_of(model)
         return Reference(samples, outputs, model.signature, metric, kind, presenter, confident)
 

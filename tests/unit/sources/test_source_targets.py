@@ -153,7 +153,7 @@ def test_what_the_files_do_not_have_is_named(project: Path) -> None:
     with pytest.raises(CalibrationError, match=r"has no row for b.png"):
         read(project, "csv:v.csv", "mae")
     (project / "v.csv").write_text("file,age\na.png,old\n")
-    with pytest.raises(CalibrationError, match=r"row 2: could not convert"):
+    with pytest.raises(CalibrationError, match=r"row 2: \"[^\"]*\" in the column \w+ is no finite number"):
         read(project, "csv:v.csv", "mae")
     with pytest.raises(CalibrationError, match=r"columns age, and the labels are height"):
         read(project, "csv:v.csv", "mae", ["height"])
@@ -173,8 +173,8 @@ def test_tables_of_any_editor(project: Path, text: str) -> None:
         ("file,v\na.png,1\n".encode("utf-16"), "cannot be read"),
         (b"a.png,1\nb.png,2\n", "has no row for a.png"),  # without a header the first row is taken for one
         (b"file,v\na.png,1\nb.png,2\na.png,3\n", "row 4: a.png has a row before"),
-        (b"file,v\na.png,1\n\n\nb.png,x\n", "row 5: could not convert"),
-        (b"file,v\na.png,nan\nb.png,2\n", "row 2: 1 numbers for 1 columns"),
+        (b"file,v\na.png,1\n\n\nb.png,x\n", 'row 5: "x" in the column v is no finite number'),
+        (b"file,v\na.png,nan\nb.png,2\n", 'row 2: "nan" in the column v is no finite number'),
     ],
 )
 def test_tables_that_cannot_be_right(project: Path, data: bytes, words: str) -> None:

@@ -1,0 +1,66 @@
+"""Whether a model's scores are what ``[task] scores`` says: logits, or probabilities already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpupack.runtime.tasks import detection
+from cpupack.runtime.tasks.spec import CLASSIFICATION, TaskSpec
+
+LOOKED_AT = 64
+"""Samples whose outputs are enough to tell."""
+_ROUNDING = 1e-3
+
+
+def doubt_of(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """Return why FP32's outputs ``(n, ...)`` are no scores of the kind that the task says, None where they may be.
+
+    With the wrong one ``predict`` gives probabilities that are none: twice through a sigmoid, 0 becomes 0.5, and every
+    label counts.
+    """
+    scores = _scores(spec, outputs)
+    if scores is None or not scores.size or not np.isfinite(scores).all():
+        return None
+    least, most = float(scores.min()), float(scores.max())
+    within = least >= -_ROUNDING and most <= 1 + _ROUNDING
+    seen = f"FP32's scores are from {least:.3g} to {most:.3g} on {len(scores)} samples"
+    if spec.scores == "probabilities":
+        return None if within else f'[task] scores = "probabilities", but {seen}: leave it out if they are logits'
+    if not within or most == least:
+        return None
+    softmax = spec.kind == CLASSIFICATION or bool(spec.background)
+    if softmax and np.abs(scores.sum(axis=-1) - 1).max() > _ROUNDING:
+        return None
+    return (
+        f"{seen}{' and add up to 1' * softmax}. predict takes a {'softmax' if softmax else 'sigmoid'} of them: if they "
+        f'are probabilities already, set [task] kind = "{spec.kind}" and scores = "probabilities"'
+    )
+
+
+def _scores(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
+    """Return the scores ``(n, ...)`` that a softmax or sigmoid is taken of, None for kinds that take none."""
+    if spec.kind == "detection" and not spec.decoder:
+        count = len(next(iter(outputs.values())))
+        rows = [detection.parts({name: each[row] for name, each in outputs.items()}, spec) for row in range(count)]
+        return np.stack([_of_boxes(scores, objects) for _, scores, objects in rows])
+    if spec.kind in (CLASSIFICATION, "multilabel"):
+        (scores,) = outputs.values()
+        return scores
+    if spec.kind == "segmentation":
+        (maps,) = outputs.values()
+        one = maps.shape[1] == 1 if maps.ndim == 4 else bool((maps != np.rint(maps)).any())
+        return maps if one else None
+    return None
+
+
+def _of_boxes(scores: npt.NDArray[Any], objects: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    """Return the scores of classes and of any object side by side. A model of one class may have the latter alone: the
+    score of its class is then infinite as a logit.
+    """
+    if objects is None:
+        return scores
+    return np.concatenate([scores, objects], axis=1) if np.isfinite(scores).all() else objects
