@@ -247,7 +247,7 @@ def test_commands(segmenting: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out)["throughput_per_s"] > 0
     assert cli.main(segmenting, ["export", "--c", str(tmp_path / "c"), "--size", "64x96"]) == 0
     assert "64 x 96" in (tmp_path / "c" / "README.md").read_text()
-    capsys.readouterr()
+    assert "it takes inputs of one size, 64 x 96; --size chooses another" in capsys.readouterr().out
     assert cli.main(segmenting, ["export", "--c", str(tmp_path / "d"), "--size", "64x97"]) == 2
     assert "the model takes height 32 to 64 in steps of 2" in capsys.readouterr().err
 

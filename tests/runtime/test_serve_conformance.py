@@ -217,8 +217,28 @@ def wrong_input_is_an_error(client: Client, runner: Runner) -> None:
 
 
 def get_inference_statistics(client: Client, runner: Runner) -> None:
-    with pytest.raises(InferenceServerException):
+    with pytest.raises(InferenceServerException, match="the extension statistics is not offered here"):
         client.done(client.client.get_inference_statistics())
+
+
+def shared_memory(client: Client, runner: Runner) -> None:
+    """Neither a region nor data in one. A client that is not told reads there what was there before."""
+    for call in (
+        client.client.get_system_shared_memory_status,
+        lambda: client.client.register_system_shared_memory("a", "/a", 64),
+        lambda: client.client.unregister_cuda_shared_memory("a"),
+    ):
+        with pytest.raises(InferenceServerException, match=r"the extension .*_shared_memory is not offered here"):
+            client.done(call())
+    given = client.module.InferInput("input", list(PIXELS.shape), "UINT8")
+    given.set_data_from_numpy(PIXELS)
+    wanted = client.module.InferRequestedOutput("output")
+    wanted.set_shared_memory("a", 64)
+    with pytest.raises(InferenceServerException, match=r"output.*: shared memory is not offered here"):
+        client.done(client.client.infer(MODEL, [given], outputs=[wanted]))
+    given.set_shared_memory("a", PIXELS.nbytes)
+    with pytest.raises(InferenceServerException, match="input 'input': shared memory is not offered here"):
+        client.done(client.client.infer(MODEL, [given]))
 
 
 def rows() -> dict[str, list[bool]]:
@@ -232,6 +252,7 @@ CALLS: list[Callable[[Client, Runner], None]] = [
     is_server_live, is_server_ready, is_model_ready, get_server_metadata, get_model_metadata, infer_binary, infer_json,
     infer_image_bytes, infer_classification, infer_compressed, infer_versioned, infer_with_timeout_and_priority,
     infer_async, unknown_model_is_an_error, wrong_input_is_an_error, get_inference_statistics,
+    shared_memory,
 ]  # fmt: skip
 
 
@@ -241,7 +262,7 @@ def test_each_row_of_the_table(client: Client, runner: Runner, call: Callable[[C
     if call is infer_json and client.is_grpc:
         assert not rows()["infer_json"][number]
         return
-    assert rows()[call.__name__][number] is (call is not get_inference_statistics)
+    assert rows()[call.__name__][number] is (call not in (get_inference_statistics, shared_memory))
     call(client, runner)
 
 

@@ -233,6 +233,21 @@ def test_a_head_means_the_same_whoever_reads_it() -> None:
         assert dated(talk(message * 4, 1000)) == dated(talk(message * 4, 1)), message
 
 
+def test_a_client_of_http_1_0_is_never_told_to_continue() -> None:
+    """It would take that for the answer."""
+    message = b"POST /a HTTP/1.%d\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello"
+    for piece in (1, 1000):
+        assert talk(message % 1, piece).written.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+        assert talk(message % 0, piece).written.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_who_begins_with_http_2_is_told_what_is_spoken_here() -> None:
+    written = talk(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 1000).written
+    assert bodies(written) == [
+        b'{"error": "this is not HTTP/1.1: it is HTTP/2; gRPC has a port of its own, --grpc-port"}'
+    ]
+
+
 def test_nothing_is_answered_after_the_last_answer() -> None:
     last = SIMPLE.replace(b"HTTP/1.1", b"HTTP/1.0")
     wire = talk(last + SIMPLE, 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -27,6 +28,7 @@ class Door:
         self.gate.set()
         self.answer_bytes = 10
         self.at_work = 0
+        self.port = 0
 
     async def answer(self, _: bytes, context: Any, call: Carried) -> bytes:
         try:
@@ -38,7 +40,7 @@ class Door:
         return bytes(self.answer_bytes)
 
 
-def talk(client: Callable[[Door, Any], Awaitable[None]]) -> None:
+def talk(client: Callable[[Door, Any], Awaitable[None]], host: str = "127.0.0.1") -> None:
     """Run ``client`` with a door and a channel to it. At the end nothing is held."""
 
     async def run() -> None:
@@ -50,10 +52,10 @@ def talk(client: Callable[[Door, Any], Awaitable[None]]) -> None:
         server = grpc.aio.server()
         handlers = {"Ask": grpc.stream_stream_rpc_method_handler(method)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a", handlers),))
-        port = server.add_insecure_port("127.0.0.1:0")
+        door.port = server.add_insecure_port(f"{host}:0")
         await server.start()
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            async with grpc.aio.insecure_channel(f"{host}:{door.port}") as channel:
                 await client(door, channel)
         finally:
             await server.stop(None)
@@ -138,6 +140,9 @@ class SlowReader:
         self.gate = asyncio.Event()
         self.written = b""
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
     async def read(self) -> bytes:
         return bytes(10)
 
@@ -158,3 +163,64 @@ def test_an_answer_counts_until_it_is_read() -> None:
         assert (len(context.written), door.held.used) == (MOST, 0)
 
     asyncio.run(run())
+
+
+def _frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
+    return struct.pack(">I", len(body))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + body
+
+
+def _literal(name: bytes, value: bytes) -> bytes:
+    """Return a header of HTTP/2 without compression."""
+    return bytes((0, len(name))) + name + bytes((len(value),)) + value
+
+
+class Deaf:
+    """A client of HTTP/2 whose window is closed: it asks, answers pings, and never takes a byte of an answer."""
+
+    DATA, HEADERS, SETTINGS, PING, ACK, END_STREAM, END_HEADERS = 0, 1, 4, 6, 1, 1, 4
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        closed = _frame(self.SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
+        pairs = {
+            ":method": "POST", ":scheme": "http", ":path": "/a/Ask", ":authority": "a",
+            "content-type": "application/grpc", "te": "trailers",
+        }  # fmt: skip
+        headers = b"".join(_literal(name.encode(), value.encode()) for name, value in pairs.items())
+        ask = _frame(self.HEADERS, self.END_HEADERS, 1, headers)
+        message = _frame(self.DATA, self.END_STREAM, 1, struct.pack(">BI", 0, 10) + bytes(10))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + closed + ask + message)
+
+    async def stay(self) -> None:
+        """Answer pings and settings until the connection ends."""
+        try:
+            while head := await self._reader.readexactly(9):
+                body = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] in (self.PING, self.SETTINGS) and not head[4] & self.ACK:
+                    self._writer.write(_frame(head[3], self.ACK, 0, body if head[3] == self.PING else b""))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self._writer.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+@pytest.mark.parametrize("why", ["time", "room"])
+def test_who_does_not_read_its_answer_is_cut(host: str, why: str) -> None:
+    """After the time that clients have, or as soon as others need its room. A client of another connection goes on."""
+
+    async def client(door: Door, channel: Any) -> None:
+        door.answer_bytes = MOST
+        deaf = asyncio.create_task(Deaf(*await asyncio.open_connection(host.strip("[]"), door.port)).stay())
+        await until(lambda: door.held.used == MOST)
+        (call,) = door.carrier._calls
+        call.since_s -= 5.1 if why == "time" else 1.1
+        door.carrier.sweep()
+        door.answer_bytes = 10
+        if why == "room":
+            assert not deaf.done()
+            assert door.held.used == MOST
+        assert await channel.unary_unary("/a/Ask")(bytes(1000)) == bytes(10)
+        await deaf
+        await until(lambda: call not in door.carrier._calls)
+        assert door.held.used == 0
+
+    talk(client, host)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -153,3 +154,36 @@ def test_classes_of_an_output_that_has_no_scores_are_refused(client: Any, output
     asked = [module.InferRequestedOutput(output, class_count=2)]
     with pytest.raises(InferenceServerException, match=f"classification needs class scores; .*{why}"):
         made.infer(MODEL, given, outputs=asked)
+
+
+def _tensor(name: str, datatype: str, shape: list[int], value: Any) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape, "data": [value] * int(np.prod(shape))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, 200),
+        *(({"ids": _tensor("ids", datatype, [2, 3], 1)}, 200) for datatype in ("INT8", "INT32", "UINT8", "UINT64")),
+        ({"ids": _tensor("ids", "BOOL", [2, 3], True)}, 200),
+        ({"ids": _tensor("ids", "FP32", [2, 3], 1)}, 400),
+        ({"ids": _tensor("ids", "BYTES", [2, 3], "1")}, 400),
+        ({"ids": _tensor("ids", "INT64", [2, 3], 100)}, 400),
+        ({"ids": _tensor("ids", "INT64", [2, 4], 1)}, 400),
+        ({"gate": _tensor("gate", "BOOL", [2, 1], True)}, 200),
+        ({"gate": _tensor("gate", "INT64", [2, 1], 1)}, 400),
+        ({"features": _tensor("features", "UINT8", [2, 2, 2], 1)}, 400),
+        ({"features": _tensor("ids", "INT64", [2, 3], 1)}, 400),
+        ({"features": {**_tensor("features", "FP32", [2, 2, 2], 1), "parameters": {"shared_memory_region": "r"}}}, 400),
+    ],
+)
+def test_the_openapi_page_takes_and_refuses_what_the_server_does(
+    server: Served, changes: dict[str, Any], status: int
+) -> None:
+    """Clients that are made from the page check their requests with it."""
+    inputs = {"ids": _tensor("ids", "INT64", [2, 3], 1), "features": _tensor("features", "FP32", [2, 2, 2], 1)}
+    request = {"inputs": list((inputs | changes).values())}
+    assert server.infer(MODEL, request).status == status
+    schemas = server.get("/openapi.json").json()["components"]["schemas"]
+    fits = jsonschema.Draft202012Validator(schemas["InferRequest"]).is_valid(request)
+    assert fits is (status == 200)

@@ -146,6 +146,14 @@ def test_the_page_makes_files_that_numpy_reads(server: Served, tab: Tab, datatyp
     np.testing.assert_array_equal(array, np.array(made[0]).astype(dtype))
 
 
+def test_a_size_that_may_differ_is_no_batch(server: Served, tab: Tab) -> None:
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    one = "{ datatype: 'FP32', shape: [-1, 8, -1], image: false, ids: null, state: null, default: null }"
+    assert tab.run(f"hintOf({one})") == "FP32 [8, any]"
+    tab.wait("document.querySelectorAll('#card tr').length > 5")
+    assert "UINT8 [n, 16, 16, 3]" in tab.run("document.querySelector('#card').innerText")
+
+
 def test_nothing_comes_from_elsewhere_and_nothing_is_blocked(server: Served, tab: Tab) -> None:
     tab.events.clear()
     tab.open(f"http://127.0.0.1:{server.port}/")

@@ -243,3 +243,46 @@ def test_only_numbers_are_taken_for_numbers(image: bool, value: Any, words: str)
     spec = TensorSpec("x", (3, 4, 4), preprocess=cast("Any", object()) if image else None)
     with pytest.raises(InputError, match=words):
         named._value(spec, "x", value, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "extension"),
+    [
+        ("/v2/models/stats", "statistics"),
+        ("/v2/models/a/stats", "statistics"),
+        ("/v2/models/a/versions/1/stats", "statistics"),
+        ("/v2/models/a/config", "model_configuration"),
+        ("/v2/systemsharedmemory/region/r/register", "system_shared_memory"),
+        ("/v2/cudasharedmemory/status", "cuda_shared_memory"),
+        ("/v2/repository/models/a/load", "model_repository"),
+    ],
+)
+def test_an_address_of_an_extension_says_which_one_is_missing(path: str, extension: str) -> None:
+    text = protocol.not_offered(path)
+    assert text is not None
+    assert text.startswith(f"the extension {extension} is not offered here")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/stats/infer", "/v2/models/config", "/v2/models/a/ready", "/v2", "/predict"]
+)
+def test_other_addresses_are_no_extension(path: str) -> None:
+    assert protocol.not_offered(path) is None
+
+
+@pytest.mark.parametrize("where", ["inputs", "outputs"])
+def test_data_in_shared_memory_are_refused(where: str) -> None:
+    asked: dict[str, list[dict[str, Any]]] = {"inputs": [dict(ONE)], "outputs": [{"name": "output"}]}
+    asked[where][0]["parameters"] = {"shared_memory_region": "r", "shared_memory_byte_size": 16}
+    with pytest.raises(InputError, match="shared memory is not offered here"):
+        read(asked)
+
+
+def test_an_array_in_the_place_of_an_image_is_told_where_it_belongs() -> None:
+    """The words of the runner, "load it with np.load", are for who calls it from Python."""
+    array = named.NPY + bytes(10)
+    with pytest.raises(InputError, match=r"^the image is an \.npy file; send an image file, or the array as a tensor"):
+        named.image_file(memoryview(array), "the image")
+    with pytest.raises(InputError, match=r"^input 'left' is an \.npy file; send an image file"):
+        named.with_images({"left": array, "age": 3})
+    assert named.with_images({"left": memoryview(b"GIF8"), "age": 3}) == {"left": b"GIF8", "age": 3}

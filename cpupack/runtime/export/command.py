@@ -40,13 +40,15 @@ def _size(text: str) -> tuple[int, ...]:
 def run(package_dir: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Export, and return the directory and the sizes of the files in bytes. Raises RunnerError."""
     found = export_c(package_dir, args.c, force=args.force, size=args.size)
-    return {"directory": found.directory, "files": found.files}
+    return {"directory": found.directory, "files": found.files} | ({} if found.size is None else {"size": found.size})
 
 
 def format_export(facts: dict[str, Any]) -> str:
     """Return the files and the next step as text."""
     width = max(map(len, facts["files"]))
     lines = [f"  {name:<{width}}  {size:>12,} bytes" for name, size in facts["files"].items()]
+    if "size" in facts:
+        lines.append(f"it takes inputs of one size, {facts['size']}; --size chooses another")
     return "\n".join(
         [facts["directory"], *lines, f"README.md in it has the compile line: {facts['directory']}/README.md"]
     )

@@ -35,10 +35,14 @@ _TEMPLATES = _HERE / "c"
 
 @dataclass(frozen=True)
 class Exported:
-    """The directory and the names of the files that were written, with their sizes in bytes."""
+    """The directory and the names of the files that were written, with their sizes in bytes.
+
+    ``size`` is the one size of inputs that they take, in words, of a package that takes several.
+    """
 
     directory: str
     files: dict[str, int]
+    size: str | None = None
 
 
 def export_c(
@@ -70,7 +74,12 @@ def export_c(
     if manifest.labels is not None:
         contents[LABELS] = ((package_dir / manifest.labels).read_bytes(),)
     _write(directory, contents, force=force)
-    return Exported(str(directory), {name: (directory / name).stat().st_size for name in sorted(contents)})
+    sizes = open_sizes_of(manifest)
+    return Exported(
+        str(directory),
+        {name: (directory / name).stat().st_size for name in sorted(contents)},
+        None if sizes is None or asked is None else sizes.size_text(asked),
+    )
 
 
 def _of_size(program: Program, manifest: Manifest, size: Size | None) -> Program:

@@ -80,7 +80,7 @@ class Connections:
         times = {connection: connection.check(now_s) for connection in list(self.open)}
         slow = sorted((each for each, took_s in times.items() if took_s > SLOW_S), key=times.__getitem__, reverse=True)
         self.slow = deque(slow)
-        self.held.slow = deque(each for each in slow if each.held_bytes)
+        self.held.note_slow("HTTP", ((times[each], each) for each in slow if each.held_bytes))
 
     def begin_drain(self) -> None:
         """Close idle connections, and every other one after its answer."""

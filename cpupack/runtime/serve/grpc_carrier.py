@@ -2,8 +2,8 @@
 
 gRPC itself reads a whole message into memory, however slowly it comes, and keeps an answer until its client has read
 it. So a message is read only when it is its turn, and what is there counts as bodies of HTTP do. A client that sends
-for too long is told so. One that does not read cannot be cut off: gRPC keeps what it was given to send. Its answer
-counts until it is read, or until the connection is found dead.
+for too long is told so. Of one that does not read its answer the connection is cut, with all other calls on it: gRPC
+itself never drops what it was given to send, and a client that answers its pings looks alive.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from .cutting import cut
 from .held import SLOW_S, Held
 from .request import RefusedError
 from .scheduler import BYTES, Refusal
@@ -25,14 +26,14 @@ _RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class Carried:
-    """One call: since when its client has been sending, and the bytes that it holds."""
+    """One call of ``peer``: since when its client has been sending or reading, and the bytes that it holds."""
 
-    def __init__(self, held: Held) -> None:
-        self._held = held
+    def __init__(self, held: Held, peer: str) -> None:
+        self._held, self._peer = held, peer
         self._task = asyncio.current_task()
         self.message_bytes = 0
         self.size = 0
-        self.at_work = False
+        self.at_work = self.has_all = False
         self.since_s = time.monotonic()
         self.cut: tuple[Any, str] | None = None
         """The status and the text of a call that was ended because its client is slow."""
@@ -44,9 +45,10 @@ class Carried:
         self.size = self.message_bytes
 
     def has_answer(self, size: int) -> None:
-        """Count the answer in place of the message: it is there already."""
+        """Count the answer in place of the message: it is there already. From now on its client reads."""
         self._held.add(size - self.size)
         self.size = size
+        self.at_work, self.has_all, self.since_s = False, True, time.monotonic()
 
     def release(self) -> None:
         """Count nothing more."""
@@ -54,15 +56,16 @@ class Carried:
         self.size = 0
 
     def slow_s(self, now_s: float) -> float:
-        """Return for how long its client has been sending."""
+        """Return for how long its client has been sending or reading."""
         return 0.0 if self.at_work or self.cut is not None else now_s - self.since_s
 
     def end(self, code: Any, text: str) -> None:
-        """End the call, because its client is slow."""
+        """End the call, because its client is slow. Where that has its answer to read, cut the connection."""
         if self.cut is None and self._task is not None:
             self.cut = code, text
             self.release()
-            self._task.cancel()
+            if not (self.has_all and cut(self._peer)):
+                self._task.cancel()
 
     def give_way(self) -> None:
         """End the call for others, if its client is still slow."""
@@ -82,7 +85,7 @@ class Carrier:
 
     async def carry(self, context: Any, parse: Callable[[bytes], Any], answering: Answering) -> None:
         """Read a message, and write what ``answering`` makes of what ``parse`` finds in it."""
-        call = Carried(self._held)
+        call = Carried(self._held, context.peer())
         self._calls[call] = None
         try:
             data = await self._read(call, context)
@@ -98,7 +101,7 @@ class Carrier:
             call.has_answer(len(answer))
             await context.write(answer)
         except asyncio.CancelledError:
-            if call.cut is None:
+            if call.cut is None or call.has_all:
                 raise
             await context.abort(*call.cut)
         finally:
@@ -111,6 +114,10 @@ class Carrier:
         for call in list(self._calls):
             if call.slow_s(now_s) > self._client_s:
                 call.end(grpc.StatusCode.DEADLINE_EXCEEDED, f"the request did not arrive within {self._client_s:g} s")
+        self._held.note_slow(
+            "gRPC",
+            ((slow_s, call) for call in self._calls if call.size and (slow_s := call.slow_s(now_s)) > SLOW_S),
+        )
         self._hurry()
 
     async def _read(self, call: Carried, context: Any) -> Any:

@@ -18,6 +18,8 @@ from ..host.limits import why_no_thread
 from ..threads import may_start
 from . import protocol, tensors
 from .access_log import AccessLog, trace_ids
+from .addresses import address as address_of
+from .addresses import client_of
 from .aside import Aside
 from .descriptors import HEALTH, NOT_SERVING, SERVICE, SERVING, messages
 from .grpc_carrier import Carried, Carrier
@@ -45,6 +47,15 @@ _CONTENTS = {
     BYTES: "bytes_contents",
 }
 """The field that holds the elements of each datatype; FP16 and BF16 have only the raw form."""
+_EXTENSION_METHODS = {
+    "ModelStatistics": "statistics", "ModelConfig": "model_configuration", "TraceSetting": "trace",
+    "LogSettings": "logging", "RepositoryIndex": "model_repository", "RepositoryModelLoad": "model_repository",
+    "RepositoryModelUnload": "model_repository",
+} | {
+    f"{memory}SharedMemory{verb}": f"{memory.lower()}_shared_memory"
+    for memory in ("System", "Cuda")
+    for verb in ("Status", "Register", "Unregister")
+}  # fmt: skip
 _FEWEST_STREAMS = 1024
 _GRPC_THREADS = min(16, max(4, os.cpu_count() or 1)) + 4
 """What the library of gRPC starts by itself. It ends the process (SIGABRT) where the system refuses one of them."""
@@ -84,8 +95,7 @@ async def open_door(service: Service, options: ServeOptions, keys: Keys, held: H
     )
     calls = Calls(service, keys, Carrier(held, options.max_body_bytes, options.client_timeout_s), log)
     server.add_generic_rpc_handlers(calls.handlers())
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"{host}:{options.grpc_port}"
+    address = address_of(options.host, options.grpc_port or 0)
     try:
         if keys.pair is None:
             port = server.add_insecure_port(address)
@@ -124,7 +134,7 @@ class Calls:
             "ModelInfer": grpc.stream_stream_rpc_method_handler(self._carried),
         }
         return (
-            grpc.method_handlers_generic_handler(SERVICE, found),
+            grpc.method_handlers_generic_handler(SERVICE, found | _not_offered()),
             grpc.method_handlers_generic_handler(HEALTH, health),
         )
 
@@ -256,8 +266,10 @@ class Calls:
             return
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         trace, parent = trace_ids(metadata.get("traceparent", "").encode())
+        client = client_of(context.peer())
         line: dict[str, Any] = {
-            "client": context.peer(), "method": "gRPC", "path": f"/{SERVICE}/ModelInfer", "status": code.name,
+            "client": "local" if client is None else client[0], "method": "gRPC",
+            "path": f"/{SERVICE}/ModelInfer", "status": code.name,
             "duration_ms": round(1000.0 * (now_s - begin_s), 3), "trace_id": trace,
         }  # fmt: skip
         if parent is not None:
@@ -287,6 +299,21 @@ class Calls:
             )
 
 
+def _not_offered() -> dict[str, Any]:
+    """Return the methods of extensions that this server does not have. Each says so."""
+
+    def refusing(text: str) -> Any:
+        async def refuse(_: Any, context: Any) -> None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    streams = refusing("streams are not offered here; send each request with ModelInfer")
+    return {"ModelStreamInfer": streams} | {
+        method: refusing(protocol.extension_text(name)) for method, name in _EXTENSION_METHODS.items()
+    }
+
+
 def read_infer(message: Any) -> InferRequest:
     """Return the request that a message holds. Raises InputError saying which input is wrong and how."""
     raw = message.raw_input_contents
@@ -295,6 +322,7 @@ def read_infer(message: Any) -> InferRequest:
     inputs = []
     for number, one in enumerate(message.inputs):
         where = f"input {one.name[:80]!r}"
+        protocol.check_no_shared_memory(one.parameters, where)
         shape = tensors.check_shape(list(one.shape), where)
         datatype = tensors.check_datatype(one.datatype, where)
         if raw:
@@ -306,6 +334,7 @@ def read_infer(message: Any) -> InferRequest:
         inputs.append(InputTensor(one.name, datatype, shape, data))
     outputs = []
     for one in message.outputs:
+        protocol.check_no_shared_memory(one.parameters, f"output {one.name[:80]!r}")
         classes = _parameters(one.parameters).get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise InputError(f"output {one.name[:80]!r}: classification is {classes!r}; expected a whole number from 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 SLOW_S = 1.0
@@ -20,12 +21,19 @@ class Held:
     """Counts bytes of bodies and answers, at most ``most``. One body is always let in where nothing is held.
 
     ``slow`` are the clients that give way where there is no room, those that have taken the longest first. Without
-    them a few clients that send half a body each would keep all others out. Who owns a door adds them every second.
+    them a few clients that send half a body each would keep all others out. Each door notes its own every second.
     """
 
     def __init__(self, most: int) -> None:
         self.most, self.used = most, 0
         self.slow: deque[Slow] = deque()
+        self._noted: dict[str, list[tuple[float, Slow]]] = {}
+
+    def note_slow(self, door: str, slow: Iterable[tuple[float, Slow]]) -> None:
+        """Note who is slow at ``door``, and for how many seconds, in place of those noted before."""
+        self._noted[door] = list(slow)
+        everyone = [each for noted in self._noted.values() for each in noted]
+        self.slow = deque(client for _, client in sorted(everyone, key=lambda pair: pair[0], reverse=True))
 
     def fits(self, size: int, own: int = 0) -> bool:
         """Return whether there is room for ``size`` bytes in the place of ``own``. Slow clients give way for it."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import HostError, InputError, RunnerError
 from .access_log import AccessLog
+from .addresses import address as address_text
 from .aside import Aside
 from .connection import Connection
 from .connections import ConnectionLimits, Connections
@@ -241,8 +242,8 @@ class Server:
             f"{promise}; call times {loaded.source}"
         )
         if grpc_port is not None:
-            self._say(f"gRPC on {_address(host, grpc_port)}")
-        self._say(f"ready on {scheme}://{_address(host, port)}")
+            self._say(f"gRPC on {address_text(host, grpc_port)}")
+        self._say(f"ready on {scheme}://{address_text(host, port)}")
 
     def _gauges(self) -> None:
         gauge = self.metrics.gauge
@@ -268,7 +269,7 @@ def listen(host: str, port: int) -> socket.socket:
         found.close()
         other = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
         why = os.strerror(error.errno or 0)
-        raise InputError(f"cannot listen on {_address(host, port)}: {why}; choose another {other}") from error
+        raise InputError(f"cannot listen on {address_text(host, port)}: {why}; choose another {other}") from error
     found.setblocking(False)
     return found
 
@@ -298,7 +299,3 @@ async def _first(*waited: Any) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..errors import HostError
 from . import steps
+from .addresses import address
 from .alarm import Alarm
 from .steps import run_at_once
 
@@ -143,7 +144,8 @@ class HttpDoor:
     ) -> None:
         head = "".join(f"{name}: {value}\r\n" for name, value in headers)
         self._requests = [
-            f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+            f"POST {path} HTTP/1.1\r\nHost: {address(host, port)}\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
             for body in bodies
         ]
         self._host, self._port, self._tls = host, port, tls
@@ -156,7 +158,7 @@ class HttpDoor:
         try:
             self._idle.append(await self._connect())
         except OSError as error:  # those of TLS, too
-            raise HostError(f"cannot connect to {self._host}:{self._port}: {error}") from error
+            raise HostError(f"cannot connect to {address(self._host, self._port)}: {error}") from error
 
     async def ask(self, number: int) -> tuple[int, str]:
         """Send request ``number`` and return what became of it."""
@@ -239,7 +241,7 @@ class GrpcDoor:
     ) -> None:
         """With ``tls`` the certificates in ``roots`` vouch for the server, or where that is None, gRPC's own."""
         self._tls, self._roots = tls, roots
-        self._address, self._method, self._bodies = f"{host}:{port}", method, bodies
+        self._address, self._method, self._bodies = address(host, port), method, bodies
         self._metadata = tuple((name.lower(), value) for name, value in metadata)
         self._channels: list[Any] = []
         self._calls: list[Any] = []

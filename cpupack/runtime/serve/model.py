@@ -21,7 +21,7 @@ from ..runner import Runner
 from ..signature import OutputSpec, Signature
 from ..tensor_spec import TensorSpec
 from ..text.spec import TEXT, TEXT_PAIR
-from .named import DATATYPES, Sample, rows_of
+from .named import DATATYPES, Sample, image_file, rows_of, with_images
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
 from .tensors import BYTES, DTYPES, Buffer
 from .texts import TextSample, texts_of_tensors
@@ -237,8 +237,8 @@ class ServedModel:
         if self.runner.sizes is not None:
             what = "the body is no encoded image; " if self.takes_images else ""
             raise InputError(
-                f"{what}raw data of a model that takes {self.runner.sizes.text()} needs its shape: send JSON, an .npy "
-                "file or an inference request"
+                f"{what}raw data of a model that takes {self.runner.sizes.text()} needs its shape: send an inference "
+                "request" + ("" if self.takes_images else ", or JSON or an .npy file to /predict")
             )
         if not whole:
             raise InputError(
@@ -256,7 +256,7 @@ class ServedModel:
             return data.items
         if data.kind == TEXTS:
             return np.stack([self._text_row(item) for item in data.items if isinstance(item, TextSample)])
-        load: Any = {ARRAY_FILE: _read_npy, NAMED: dict}.get(data.kind, bytes)
+        load: Any = {ARRAY_FILE: _read_npy, NAMED: with_images, IMAGE: _image}[data.kind]
         try:
             loaded = [self.runner.load(load(item)) for item in data.items]
             for item, one in zip(data.items, loaded, strict=True):
@@ -381,6 +381,10 @@ def _alone(item: Any) -> Any:
     if isinstance(item, TextSample):
         return item.tokens
     return bytes(item) if isinstance(item, memoryview) else item
+
+
+def _image(item: Buffer) -> bytes:
+    return image_file(item, "the image")
 
 
 def _read_npy(item: Buffer) -> npt.NDArray[Any]:

@@ -19,10 +19,12 @@ from ..signature import Signature
 from ..tensor_spec import TensorSpec
 from .multipart import Part
 from .protocol import InputTensor
-from .tensors import kinds_of
+from .tensors import Buffer, kinds_of
 
 DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64", "bool": "BOOL"}
 """The protocol's name of each dtype of an input or output."""
+NPY = b"\x93NUMPY"
+"""How an ``.npy`` file begins."""
 
 
 class Sample(dict[str, Any]):
@@ -146,10 +148,10 @@ def sample_of_form(signature: Signature, parts: Sequence[Part]) -> Sample:
     for part in parts:
         _check_name("the field", part.name, specs, values)
         content = bytes(part.content)
-        if content.startswith(b"\x93NUMPY"):
-            values[part.name] = io.BytesIO(content)
-        elif specs[part.name].preprocess is not None:
+        if specs[part.name].preprocess is not None:
             values[part.name] = content
+        elif content.startswith(NPY):
+            values[part.name] = io.BytesIO(content)
         else:
             values[part.name] = _number(content, part.name)
     return _sample(values)
@@ -163,6 +165,24 @@ def _number(content: bytes, name: str) -> Any:
     if isinstance(value, str):
         raise InputError(f"the field {name!r} is neither an .npy file nor a number or a list in JSON")
     return value
+
+
+def with_images(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a sample with its image files as bytes. Raises InputError for an array among them."""
+    return {
+        name: image_file(value, f"input {name!r}") if isinstance(value, bytes | memoryview) else value
+        for name, value in sample.items()
+    }
+
+
+def image_file(content: Buffer, where: str) -> bytes:
+    """Return the bytes of an image that a client has sent. Raises InputError for an array, which a tensor can hold."""
+    found = bytes(content)
+    if found.startswith(NPY):
+        raise InputError(
+            f"{where} is an .npy file; send an image file, or the array as a tensor to the address that ends in /infer"
+        )
+    return found
 
 
 def _sample(values: Mapping[str, Any]) -> Sample:

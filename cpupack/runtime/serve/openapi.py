@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
-from ..arrays import MOST_FLOAT
 from ..tasks.spec import CLASSIFICATION
-from ..tensor_spec import ids_text
 from ..text.spec import TEXT, TEXT_PAIR
 from ..text.texts import MOST_CHARACTERS
+from . import tensor_schemas
 from .model import ServedModel, TensorFacts
 from .service import MOST_DEADLINE_MS, PRIORITIES
-from .tensors import MAX_ELEMENTS
 from .texts import TEXTS
 
 _ERROR = {"$ref": "#/components/schemas/Error"}
@@ -64,11 +60,9 @@ def _predict(model: ServedModel) -> dict[str, Any]:
     if model.takes_images:
         content["image/*"] = {"schema": _FILE}
     elif model.named:
-        fields = {each.name: {"type": "string"} for each in model.inputs}
-        needed = [each.name for each in model.signature.inputs if each.default is None]
         content = {
             "application/json": {"schema": {"$ref": "#/components/schemas/Named"}},
-            "multipart/form-data": {"schema": {"type": "object", "properties": fields, "required": needed}},
+            "multipart/form-data": {"schema": tensor_schemas.fields(model, _FILE)},
         }
     if model.takes_text:
         json_form = {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Text", "Texts", "Named")]}
@@ -77,6 +71,7 @@ def _predict(model: ServedModel) -> dict[str, Any]:
         fields = {name: {"type": "string"} for name in (TEXT, TEXT_PAIR)}
         content["multipart/form-data"] = {"schema": {"type": "object", "properties": fields, "required": [TEXT]}}
     classifies = model.kind == CLASSIFICATION
+    images = model.takes_images or any(each.preprocess is not None for each in model.signature.inputs)
     top_k = {
         "name": "top_k", "in": "query", "description": "How many classes to return for each input",
         "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 5},
@@ -84,7 +79,7 @@ def _predict(model: ServedModel) -> dict[str, Any]:
     return {
         "summary": "Classify images"
         if model.takes_images and classifies
-        else f"Run the model on {'images' if model.takes_images else 'text' if model.takes_text else 'arrays'}",
+        else f"Run the model on {'images' if images else 'text' if model.takes_text else 'arrays'}",
         "parameters": [*([top_k] if classifies else []), *_urgency()],
         "requestBody": {"required": True, "content": content},
         "responses": {"200": _json("The answers, in order", "Predictions"), **_failures()},
@@ -165,23 +160,6 @@ def _object(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]
     return {"type": "object", "properties": properties, "required": list(required or properties)}
 
 
-def _array(facts: TensorFacts) -> dict[str, Any]:
-    """Return the schema of one sample of a tensor as nested lists."""
-    kind = {"FP32": "number", "BOOL": "boolean"}.get(facts.datatype, "integer")
-    return _nested({"type": kind}, facts.shape[1:])
-
-
-def _named(model: ServedModel) -> dict[str, Any]:
-    """Return the schema of one sample by the names of its inputs; images are in base64."""
-    values: dict[str, Any] = {}
-    for spec, facts in zip(model.signature.inputs, model.inputs, strict=True):
-        values[spec.name] = {"type": "string", "format": "byte"} if spec.preprocess is not None else _array(facts)
-        if (ids := ids_text(spec)) is not None:
-            values[spec.name]["description"] = f"whole numbers {ids}"
-    needed = tuple(each.name for each in model.signature.inputs if each.default is None)
-    return {**_object(needed, **values), "additionalProperties": False}
-
-
 def _schemas(model: ServedModel) -> dict[str, Any]:
     text, number, whole, true_false = ({"type": name} for name in ("string", "number", "integer", "boolean"))
     tensor = _object(name=text, datatype=text, shape={"type": "array", "items": whole})
@@ -200,19 +178,16 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
             name=text, versions={"type": "array", "items": text}, platform=text,
             inputs={"type": "array", "items": tensor}, outputs={"type": "array", "items": tensor},
         ),
-        "Images": _one_or_many("image", "images", {"type": "string", "format": "byte", "minLength": 1}),
-        "Arrays": _one_or_many("input", "inputs", _nested(_FLOAT, model.input.shape[1:])),
-        "Named": _one_or_many("input", "inputs", _named(model)),
+        "Images": _one_or_many("image", "images", tensor_schemas.BASE64),
+        "Arrays": _one_or_many("input", "inputs", tensor_schemas.array(model)),
+        "Named": _one_or_many("input", "inputs", tensor_schemas.sample(model)),
         **(_texts() if model.takes_text else {}),
         "Predictions": _object(
             ("model", "version", "timing_ms"), model=text, version=text, task=text, predictions=found, timing_ms=timing,
             outputs={"type": "array", "items": {"type": "object"}},
         ),
         "InferRequest": _object(
-            ("inputs",), id=text, parameters=_asked(),
-            inputs=_named_inputs(model) if model.named else {
-                "type": "array", "minItems": 1, "maxItems": 1, "items": {"oneOf": _inputs(model)},
-            },
+            ("inputs",), id=text, parameters=_asked(), inputs=tensor_schemas.tensors(model),
             outputs={
                 "type": "array", "maxItems": len(model.outputs_facts),
                 "items": {"oneOf": [_wanted(each) for each in model.outputs_facts]},
@@ -234,18 +209,6 @@ def _texts() -> dict[str, Any]:
     return {"Text": one, "Texts": {**_object((TEXTS,), **{TEXTS: many}), "additionalProperties": False}}
 
 
-_FLOAT = {"type": "number", "minimum": -MOST_FLOAT, "maximum": MOST_FLOAT}
-_BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
-
-
-def _nested(one: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
-    """Return the schema of lists in lists of this shape."""
-    for size in reversed(shape):
-        bounds = {"minItems": 1} if size < 0 else {"minItems": size, "maxItems": size}
-        one = {"type": "array", "items": one, **bounds}
-    return one
-
-
 def _one_or_many(one: str, many: str, schema: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of an object with one item under a name, or with a list of them under another."""
     several = {"type": "array", "items": schema, "minItems": 1}
@@ -255,58 +218,6 @@ def _one_or_many(one: str, many: str, schema: dict[str, Any]) -> dict[str, Any]:
             for name, what in ((many, several), (one, schema))
         ]
     }
-
-
-def _inputs(model: ServedModel) -> list[dict[str, Any]]:
-    """Return the forms of the input in JSON. The elements must be as many as the shape says, which no schema can."""
-    given = model.input.shape[1:]
-    forms = [("FP32", (given[-1], *given[:-1]) if model.takes_images else given, _FLOAT)]
-    if model.takes_images:
-        forms.append(("UINT8", given, _BYTE))
-    return [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": model.input.name},
-                "datatype": {"const": datatype},
-                "shape": {
-                    "type": "array",
-                    "prefixItems": [
-                        {"type": "integer", "minimum": 1, "maximum": MAX_ELEMENTS},
-                        *({"const": size} if size > 0 else {"type": "integer", "minimum": 1} for size in shape),
-                    ],
-                    "minItems": 1 + len(shape),
-                    "maxItems": 1 + len(shape),
-                },
-                "data": {
-                    "description": "Flat, in row-major order, or nested as the shape is",
-                    "anyOf": [
-                        {"type": "array", "items": element, "minItems": math.prod(max(1, size) for size in shape)},
-                        {"type": "array", "items": _nested(element, shape), "minItems": 1},
-                    ],
-                },
-                "parameters": {"type": "object", "properties": {"binary_data_size": False}},
-            },
-            "required": ["name", "datatype", "shape", "data"],
-        }
-        for datatype, shape, element in forms
-    ]
-
-
-def _named_inputs(model: ServedModel) -> dict[str, Any]:
-    """Return the schema of the inputs of a model that takes several, or other numbers than FP32, by name."""
-    one = {
-        "type": "object",
-        "properties": {
-            "name": {"enum": [*([TEXT, TEXT_PAIR] if model.takes_text else []), *(each.name for each in model.inputs)]},
-            "datatype": {"enum": sorted({"UINT8", "FP32", "BYTES", *(each.datatype for each in model.inputs)})},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-            "data": {"type": "array"},
-            "parameters": {"type": "object"},
-        },
-        "required": ["name", "datatype", "shape"],
-    }
-    return {"type": "array", "minItems": 1, "maxItems": len(model.inputs), "items": one}
 
 
 def _asked() -> dict[str, Any]:
@@ -323,7 +234,7 @@ def _asked() -> dict[str, Any]:
 
 def _wanted(facts: TensorFacts) -> dict[str, Any]:
     """Return the schema of an output that is asked for."""
-    parameters: dict[str, Any] = {"binary_data": {"type": "boolean"}}
+    parameters: dict[str, Any] = {"binary_data": {"type": "boolean"}, "shared_memory_region": False}
     scores = len(facts.shape) == 2 and facts.datatype == "FP32"
     parameters["classification"] = {"type": "integer", "minimum": 0} | ({} if scores else {"maximum": 0})
     return {

@@ -59,6 +59,7 @@ def status(service: Service) -> dict[str, Any]:
             "named": model.named,
             "inputs": _inputs(model),
             "outputs": [each.to_dict() for each in model.outputs_facts],
+            "sizes": None if runner.sizes is None else runner.sizes.text(),
             "parameters": manifest.model.get("parameters"),
             "int8_bytes": manifest.model.get("int8_bytes"),
             "engine": manifest.target.get("engine"),

@@ -22,6 +22,16 @@ from .tensors import BYTES, Buffer
 EXTENSIONS = ("binary_tensor_data", "classification")
 GRPC_EXTENSIONS = ("classification",)
 HEADER_LENGTH = "Inference-Header-Content-Length"
+SHARED_MEMORY = "shared_memory_region"
+"""The parameter of an input or output whose data are in shared memory, an extension of Triton."""
+_EXTENSION_ROOTS = {
+    "systemsharedmemory": "system_shared_memory", "cudasharedmemory": "cuda_shared_memory",
+    "repository": "model_repository", "trace": "trace", "logging": "logging",
+}  # fmt: skip
+_MODEL_EXTENSIONS = {
+    "stats": "statistics", "config": "model_configuration", "trace": "trace", "generate": "generate",
+    "generate_stream": "generate",
+}  # fmt: skip
 MAX_DEPTH_HINT = "the JSON is nested too deeply"
 
 _WRITER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -173,6 +183,28 @@ def error_body(message: str) -> bytes:
     return json.dumps({"error": message}).encode("ascii")
 
 
+def check_no_shared_memory(parameters: Mapping[str, Any], where: str) -> None:
+    """Raise InputError where data are to come from, or to go to, memory that the client shares with another server."""
+    if SHARED_MEMORY in parameters:
+        raise InputError(f"{where}: shared memory is not offered here; requests and answers carry their data")
+
+
+def not_offered(path: str) -> str | None:
+    """Return what to say of an address of an extension that this server does not have, None for any other address."""
+    parts = path.split("/")[2:]
+    name = _EXTENSION_ROOTS.get(parts[0]) if parts else None
+    if name is None and parts[:1] == ["models"]:
+        rest = parts[4:] if parts[2:3] == ["versions"] else parts[2:]
+        name = _MODEL_EXTENSIONS.get(rest[0]) if rest else "statistics" if parts[1:] == ["stats"] else None
+    return None if name is None else extension_text(name)
+
+
+def extension_text(name: str) -> str:
+    """Return that an extension is not offered, in words."""
+    instead = "; GET /metrics has figures" if name == "statistics" else ""
+    return f"the extension {name} is not offered here{instead}; GET /v2 lists the extensions that are"
+
+
 def _input(one: Any, where: str, binary: memoryview, at: int) -> tuple[InputTensor, int]:
     if not isinstance(one, dict):
         raise InputError(f"{where} is a JSON {_kind(one)}; expected an object with name, shape, datatype and data")
@@ -182,7 +214,9 @@ def _input(one: Any, where: str, binary: memoryview, at: int) -> tuple[InputTens
     where = f"input {name!r}"
     shape = tensors.check_shape(one.get("shape"), where)
     datatype = tensors.check_datatype(one.get("datatype"), where)
-    size = tensors.whole(_parameters(one, where).get("binary_data_size"))
+    parameters = _parameters(one, where)
+    check_no_shared_memory(parameters, where)
+    size = tensors.whole(parameters.get("binary_data_size"))
     if size is None:
         if "data" not in one:
             raise InputError(f"{where} has neither data nor binary_data_size")
@@ -208,6 +242,7 @@ def _outputs(listed: Any, default_binary: bool) -> tuple[WantedOutput, ...]:
         if not isinstance(one, dict):
             raise InputError(f"{where} is a JSON {_kind(one)}; expected an object with a name")
         parameters = _parameters(one, where)
+        check_no_shared_memory(parameters, where)
         found.append(
             WantedOutput(
                 name=_text(one.get("name"), f"{where}.name"),

@@ -220,7 +220,8 @@ class Incoming:
             return start + int(error.args[0])
         except httptools.HttpParserError as error:
             cause = error.__context__
-            refusal = cause if isinstance(cause, HttpError) else HttpError(400, f"this is not HTTP/1.1: {error}")
+            why = "it is HTTP/2; gRPC has a port of its own, --grpc-port" if "PRI" in str(error) else str(error)
+            refusal = cause if isinstance(cause, HttpError) else HttpError(400, f"this is not HTTP/1.1: {why}")
             self._listener.cannot_read(refusal)
         return stop
 
@@ -311,6 +312,8 @@ class Incoming:
         version = parser.get_http_version()
         if b"host" not in headers and version == "1.1":
             raise HttpError(400, "the header Host is missing; HTTP/1.1 needs it")
+        if version != "1.1":
+            headers.pop(b"expect", None)  # older clients would take "100 Continue" for the answer (RFC 9110, 10.1.1)
         coding = headers.get(b"transfer-encoding")
         if coding is not None and coding.strip().lower() != b"chunked":
             raise HttpError(

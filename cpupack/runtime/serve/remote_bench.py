@@ -28,6 +28,7 @@ from ..rows import random_batch
 from ..signature import signature_of
 from ..tensor_spec import TensorSpec
 from . import load_client
+from .addresses import address
 from .descriptors import SERVICE, messages
 from .load_client import OK, REFUSED, Door, Outcome
 from .named import DATATYPES
@@ -56,7 +57,7 @@ class Target:
         return self.protocol + "s" * self.tls
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}"
+        return f"{self.scheme}://{address(self.host, self.port)}"
 
 
 def parse_url(url: str) -> Target:
@@ -265,11 +266,8 @@ def _server_metrics(target: Target, access: Access) -> dict[str, float]:
     """Return the server's CPU time and memory, where it tells them over HTTP."""
     if target.protocol != "http":
         return {}
-    host = f"[{target.host}]" if ":" in target.host else target.host
     try:
-        request = urllib.request.Request(  # noqa: S310 - http or https: parse_url
-            f"{target.scheme}://{host}:{target.port}/metrics", headers=dict(access.headers)
-        )
+        request = urllib.request.Request(f"{target}/metrics", headers=dict(access.headers))  # noqa: S310 - parse_url
         tls = access.context() if target.tls else None
         with urllib.request.urlopen(request, timeout=5, context=tls) as answer:  # noqa: S310 - as above
             text = answer.read().decode()

@@ -24,8 +24,10 @@ int main(int argc, char **argv) {
     void *input = malloc(bytes);
     float *results = (float *)malloc(outputs * sizeof *results);
     FILE *file = fopen(argv[2], "rb");
-    if (input == NULL || results == NULL || file == NULL || fread(input, 1, bytes, file) != bytes)
-        return fail("cannot read as many bytes as the model takes");
+    if (input == NULL || results == NULL || file == NULL || fread(input, 1, bytes, file) != bytes) {
+        fprintf(stderr, "cannot read the %zu bytes that the model takes from %s\n", bytes, argv[2]);
+        return 1;
+    }
 
     const int failed = pixels ? cpupack_run_pixels(model, 1, (const uint8_t *)input, count, results, outputs)
                               : cpupack_run_floats(model, 1, (const float *)input, count, results, outputs);

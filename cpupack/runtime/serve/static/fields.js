@@ -46,9 +46,11 @@ function made(name, properties, ...children) {
   return element;
 }
 
+// The shape of one sample. What has a name in the recipe may have any of the sizes that the model card lists.
+const sizesOf = (one) => one.shape.slice(1).map((size) => (size < 0 ? "any" : size));
+
 function hintOf(one) {
-  const shape = one.shape.slice(1).map((size) => (size < 0 ? "n" : size)).join(", ");
-  const words = [one.image ? "an image" : `${one.datatype} [${shape}]`];
+  const words = [one.image ? "an image" : `${one.datatype} [${sizesOf(one).join(", ")}]`];
   if (one.ids) words.push(`whole numbers ${one.ids}`);
   if (one.state) words.push("a state: an answer puts the next one here");
   else if (one.default !== null) words.push("may stay empty");

@@ -33,7 +33,7 @@ function card(status) {
   const ends = (title, tensors) =>
     tensors.map((one) => [
       tensors.length > 1 ? `${title} ${one.name}` : title,
-      `${one.datatype} [${one.shape.map((size) => (size < 0 ? "n" : size)).join(", ")}]`,
+      `${one.datatype} [${["n", ...sizesOf(one)].join(", ")}]`,
     ]);
   const promise = setting.promise_ms === null ? "none" : `p99 at most ${setting.promise_ms} ms`;
   const facts = [
@@ -42,6 +42,7 @@ function card(status) {
     ["Setting", `${setting.instances} × ${setting.threads} threads, batch up to ${setting.batch_size}`],
     ...ends("Input", model.inputs),
     ...ends("Output", model.outputs),
+    ["Sizes", model.sizes],
     ["Engine", [model.engine, model.isa].filter(Boolean).join(", ")],
     ["Size", model.int8_bytes ? `${sizeOf(model.int8_bytes)} INT8` : null],
     ["Accuracy", accuracy(model.accuracy)],
