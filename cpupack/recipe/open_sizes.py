@@ -207,12 +207,15 @@ def _shapes(view: View) -> list[tuple[Key, list[int | str]]]:
 
 def _numbers(view: View, shape: list[int | str]) -> Iterator[Problem]:
     for each in ("max", "typical", "min"):
-        if isinstance(view("sizes", each), dict):
-            yield Problem(("sizes", each), "is [HEIGHT, WIDTH] for images")
+        given = view("sizes", each)
+        if isinstance(given, dict) and set(given) != set(SIDES):
+            yield Problem(
+                ("sizes", each), f"has {', '.join(given)}, and is [HEIGHT, WIDTH] for images, or has height and width"
+            )
             return
-    largest: list[int] = view("sizes", "max")
-    typical: list[int] = view("sizes", "typical") or largest
-    least: list[int] | None = view("sizes", "min")
+    largest: list[int] = _pair(view("sizes", "max"))
+    typical: list[int] = _pair(view("sizes", "typical")) or largest
+    least: list[int] | None = _pair(view("sizes", "min"))
     for side, name in enumerate(SIDES):
         own = shape[1 + side]
         for key, sizes in (("max", largest), ("typical", typical), ("min", least)):
@@ -222,6 +225,11 @@ def _numbers(view: View, shape: list[int | str]) -> Iterator[Problem]:
             yield Problem(("sizes", "typical"), f"has the {name} {typical[side]}, more than max: {largest[side]}")
         if least is not None and least[side] > typical[side]:
             yield Problem(("sizes", "min"), f"has the {name} {least[side]}, more than the typical {typical[side]}")
+
+
+def _pair(given: Any) -> Any:
+    """Return height and width in a list, however they are given; None where they are not."""
+    return [given[side] for side in SIDES] if isinstance(given, dict) else given
 
 
 def _engines(view: View) -> Iterator[Problem]:

@@ -89,7 +89,11 @@ def test_the_build_works_on_the_typical_size(tmp_path: Path) -> None:
         ('[3, "height", "width"]', '["width", 3, 3]', 'has "width" in dimension 0'),
         ('"width"]', '"breadth"]', 'has other names than "height" and "width" of an image, or one or two of your own'),
         ('"width"]', '"a b"]', 'or with [sizes] "height" or "width"'),
-        ("[256, 512]", "{ height = 256, width = 512 }", "sizes.max: is [HEIGHT, WIDTH] for images"),
+        (
+            "[256, 512]",
+            "{ height = 256, time = 512 }",
+            "sizes.max: has height, time, and is [HEIGHT, WIDTH] for images",
+        ),
         ("[sizes]\nmax = [256, 512]\ntypical = [96, 96]\n", "", "needs [sizes] with max = [HEIGHT, WIDTH]"),
         ("max = [256, 512]\n", "", "sizes.max: is missing"),
         ("[96, 96]", "[96, 1024]", "has the width 1024, more than max: 512"),
@@ -103,6 +107,16 @@ def test_contradictions(tmp_path: Path, old: str, new: str, message: str) -> Non
     recipe, problems = parsed(tmp_path, (old, new))
     assert recipe is None
     assert message in problems
+
+
+def test_sides_of_an_image_may_have_their_names(tmp_path: Path) -> None:
+    by_name = "{ height = 256, width = 512 }"
+    recipe, problems = parsed(tmp_path, ("[256, 512]", by_name), ("[96, 96]", "{ width = 64, height = 96 }"))
+    assert not problems
+    assert recipe is not None
+    assert recipe.sizes is not None
+    assert (recipe.sizes.max, recipe.sizes.typical) == ([256, 512], [96, 64])
+    assert recipe.engine_input_shape == (3, 96, 64)
 
 
 def found(net: nn.Module, tmp_path: Path, *changes: tuple[str, str]) -> tuple[tuple[int, int], ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cpupack.recipe.tables.base import Edge, Finite, Fraction, ImageLength, PositiveFloat, PositiveInt, Table, Text
 
@@ -105,6 +105,13 @@ class Sizes(Table):
     min: BySide | None = None
     """The smallest inputs. Absent means about 32 x 32 for images; smaller ones are filled up. Names of your own need
     it."""
+
+    @field_validator("max", "typical", "min", mode="before")
+    @classmethod
+    def _image_by_name(cls, value: Any) -> Any:
+        """Return ``[height, width]`` of an image whose sides are given by name, as those of other inputs are."""
+        is_image = isinstance(value, dict) and set(value) == {"height", "width"}
+        return [value["height"], value["width"]] if is_image else value
 
 
 class NamedSizes(Sizes):
