@@ -102,20 +102,17 @@ static int map_fits(const struct float_layer *layer, const struct cpupack_walk *
     return (!two || second_fits(layer, walk)) && instructions_fit(layer, walk);
 }
 
-static int reduction_fits(const struct cpupack_walk *walk) {
+static int reduction_fits(const struct cpupack_walk *walk, int64_t values, int64_t given) {
     const int across = walk->kind >= REDUCTION_ACROSS, kind = walk->kind - (across ? REDUCTION_ACROSS : 0);
     if (kind < 0 || kind > (across ? REDUCTION_MINIMUM : REDUCTION_PLACE_OF_MINIMUM) || walk->kept < 0 ||
         walk->kept > DIMENSIONS - across)
         return 0;
-    const int last = DIMENSIONS - 1;
+    const int last = DIMENSIONS - 1, end = DIMENSIONS - across;
+    /* Windows that overlap read some values again for each result. */
+    if (product(walk->sizes, walk->kept) * product(walk->sizes + end, across) > values ||
+        !ends(walk, walk->kept, end, given))
+        return 0;
     return !across || ((walk->in_steps[last] == 1 && walk->out_steps[last] == 1) || walk->sizes[last] == 1);
-}
-
-/* Whether a reduction ends: windows of values that overlap read some of them again for each result. */
-static int reduction_ends(const struct cpupack_walk *walk, int64_t values, int64_t given) {
-    const int across = walk->kind >= REDUCTION_ACROSS, end = DIMENSIONS - across;
-    const int64_t kept = product(walk->sizes, walk->kept), last = across ? walk->sizes[DIMENSIONS - 1] : 1;
-    return kept * last <= values && ends(walk, walk->kept, end, given);
 }
 
 /* The kept sizes of a reduction's result: all but those of a row, whose steps say nothing. */
@@ -375,8 +372,7 @@ int float_layer_fits(const struct float_layer *layer) {
         return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) &&
                map_fits(layer, &walk);
     case OP_FLOAT_REDUCE:
-        return reduction_fits(&walk) && reduction_ends(&walk, values, given) && reduced_out_fits(&walk, values) &&
-               in_fits(&walk, given);
+        return reduction_fits(&walk, values, given) && reduced_out_fits(&walk, values) && in_fits(&walk, given);
     case OP_FLOAT_NORMALIZE:
         return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) &&
                norm_fits(layer, &walk);
