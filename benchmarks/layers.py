@@ -69,10 +69,11 @@ class Engine:
 
     @classmethod
     def open(cls, library: Path, model: Path, batch: int, threads: int) -> Engine:
-        """Load a library and a saved model of one size."""
+        """Load a library and a saved model, at its typical size where it has several."""
         loaded = ctypes.CDLL(str(library.resolve()))
         declare(loaded)
         program = read_program(model)
+        program = program if program.sized is None else program.fixed(*program.typical_size)
         shape, random = program.pixel_shape or program.float_shape, np.random.default_rng(0)
         assert shape is not None, "the program takes neither pixels nor one array of floats"
         places = (batch, *shape[1:], shape[0])
