@@ -319,6 +319,23 @@ def resampled(channels: int, table: Array | None = None, *, height: int = 7, flo
     return net
 
 
+def between(channels: int, *, floats: bool = False) -> Reference:
+    """Windows of one or two rows and columns, as those of bilinear interpolation."""
+    net, random = Reference(pixels(2, 7, 5, channels)), np.random.default_rng(4)
+
+    def some(results: int, length: int) -> Array:
+        weights_of = np.zeros((results, length), "f4")
+        for number, row in enumerate(weights_of):
+            begin, count = number % (length - 1), 1 + number // 2 % 2
+            row[begin : begin + count] = random.normal(0.0, 0.7, count)
+        return weights_of
+
+    found = net.resample(0, some(9, 7), some(11, 5), floats=floats)
+    if not floats:
+        net.output(found)
+    return net
+
+
 def results(channels: int) -> Reference:
     """Several results side by side, one of them read again, and a border around what was moved."""
     net = Reference(pixels(3, 1, 1, channels))
@@ -431,6 +448,13 @@ NETS: dict[str, Callable[[], Reference]] = {
     **{
         f"resampled to floats, {channels}": lambda channels=channels: resampled(channels, floats=True)
         for channels in (1, 3, 17, 19, 64, 130)
+    },
+    **{
+        f"between {channels}{', to floats' * floats}": lambda channels=channels, floats=floats: between(
+            channels, floats=floats
+        )
+        for channels in (1, 5, 8, 9, 16, 17)
+        for floats in (False, True)
     },
     "several results": lambda: results(70),
     "pixels by blocks": lambda: by_blocks(54, 4),
