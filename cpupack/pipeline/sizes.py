@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,16 +95,8 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     typical = sizes.typical(prepared.model.input_shape)
     target = winner.quantized.target
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
-    model = _OpenModel(prepared, recipe, sizes, corrected, target, module.choices)
-    if spans_of(module.choices):  # what is laid out may grow with the size
-        model = model.with_largest()
-    try:
-        probed = _probed_anywhere(model, typical, progress)
-    except GrowingTablesError as growing:  # as positions that are cut to the length
-        model = model if model.largest is not None else model.with_largest()
-        assert model.largest is not None
-        model = dataclasses.replace(model, tables=tables_of(model.largest, growing.layers))
-        probed = _probed_anywhere(model, typical, progress)
+    model = _OpenModel(prepared, recipe, sizes, corrected, target, without_spans(module.choices))
+    model, probed = _known(model, typical, progress, has_spans=bool(spans_of(module.choices)))
     if model.largest is None and not same_program(probed.lowered[0].program, program_of(module)):
         raise QuantizationError("the model was lowered twice to different programs: please report this")
     module = probed.typical
@@ -123,6 +115,29 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     known = ", ".join(f"{left:.1f} dB at {sizes.size_text(size)}" for size, left in sorted(found.items()))
     progress.note(f"{what}{sizes.text()}; the SQNR is {known}")
     return dataclasses.replace(winner, quantized=opened, scripted=scripted)
+
+
+def _known(
+    model: _OpenModel, typical: Size, progress: Progress, *, has_spans: bool
+) -> tuple[_OpenModel, _Probed]:  # fmt: skip
+    """Return how the model's program changes, and the model that tells it: with the largest size where that helps.
+
+    Capturing the largest size takes time and memory. Tables that are cut need it, and constants that are laid out with
+    another range at another size (``has_spans`` says that some are laid out).
+    """
+    try:
+        return model, _probed_anywhere(model, typical, progress)
+    except GrowingTablesError as growing:  # as positions that are cut to the length
+        model = model.with_largest(growing.layers)
+    except QuantizationError:
+        if not has_spans:
+            raise
+        model = model.with_largest()
+    try:
+        return model, _probed_anywhere(model, typical, progress)
+    except GrowingTablesError as growing:
+        model = model.with_tables(growing.layers)
+    return model, _probed_anywhere(model, typical, progress)
 
 
 @dataclass(frozen=True)
@@ -145,14 +160,18 @@ class _OpenModel:
         fused = capture_again(model, some, own, self.corrected)
         return _AtSize(size, own, model.module, dataclasses.replace(self.corrected, fused=fused), answers)
 
-    def with_largest(self) -> _OpenModel:
-        """Return this with the program of the largest size, and with its ranges of constants."""
-        chosen = dataclasses.replace(self, choices=without_spans(self.choices))
-        quantized = chosen.lowered(chosen.at(self.sizes.most))
+    def with_largest(self, layers: Sequence[int] = ()) -> _OpenModel:
+        """Return this with the program of the largest size, its ranges of constants and its tables of ``layers``."""
+        quantized = self.lowered(self.at(self.sizes.most))
         lowered = _lowered_of(quantized, self.sizes.most, self.sizes)
         assert isinstance(quantized.module, NativeModel)  # as that has seen
-        choices = {**chosen.choices, **spans_of(quantized.module.choices)}
-        return dataclasses.replace(self, choices=choices, largest=lowered)
+        choices = {**self.choices, **spans_of(quantized.module.choices)}
+        return dataclasses.replace(self, choices=choices, largest=lowered).with_tables(layers)
+
+    def with_tables(self, layers: Sequence[int]) -> _OpenModel:
+        """Return this with the tables of some layers of the largest size."""
+        assert self.largest is not None
+        return dataclasses.replace(self, tables=tables_of(self.largest, layers))
 
     def answers(self, size: Size) -> _Answers:
         return _answers(self.prepared, self.recipe.at_size(*size), size, 1)[0]

@@ -9,7 +9,7 @@ from typing import Any
 from cpupack.recipe.lines import Key
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.recipe import Recipe
-from cpupack.recipe.tables.signature import BySide, Input, NamedSizes, Sizes
+from cpupack.recipe.tables.signature import BySide, Input, NamedSizes, Sizes, sides_in_order
 from cpupack.recipe.view import Check, View
 from cpupack.targets.engines import ENGINES
 
@@ -206,16 +206,16 @@ def _shapes(view: View) -> list[tuple[Key, list[int | str]]]:
 
 
 def _numbers(view: View, shape: list[int | str]) -> Iterator[Problem]:
-    for each in ("max", "typical", "min"):
-        given = view("sizes", each)
-        if isinstance(given, dict) and set(given) != set(SIDES):
+    asked = {each: sides_in_order(view("sizes", each)) for each in ("max", "typical", "min")}
+    for key, given in asked.items():
+        if isinstance(given, dict):
             yield Problem(
-                ("sizes", each), f"has {', '.join(given)}, and is [HEIGHT, WIDTH] for images, or has height and width"
+                ("sizes", key), f"has {', '.join(given)}, and is [HEIGHT, WIDTH] for images, or has height and width"
             )
             return
-    largest: list[int] = _pair(view("sizes", "max"))
-    typical: list[int] = _pair(view("sizes", "typical")) or largest
-    least: list[int] | None = _pair(view("sizes", "min"))
+    largest: list[int] = asked["max"]
+    typical: list[int] = asked["typical"] or largest
+    least: list[int] | None = asked["min"]
     for side, name in enumerate(SIDES):
         own = shape[1 + side]
         for key, sizes in (("max", largest), ("typical", typical), ("min", least)):
@@ -225,11 +225,6 @@ def _numbers(view: View, shape: list[int | str]) -> Iterator[Problem]:
             yield Problem(("sizes", "typical"), f"has the {name} {typical[side]}, more than max: {largest[side]}")
         if least is not None and least[side] > typical[side]:
             yield Problem(("sizes", "min"), f"has the {name} {least[side]}, more than the typical {typical[side]}")
-
-
-def _pair(given: Any) -> Any:
-    """Return height and width in a list, however they are given; None where they are not."""
-    return [given[side] for side in SIDES] if isinstance(given, dict) else given
 
 
 def _engines(view: View) -> Iterator[Problem]:

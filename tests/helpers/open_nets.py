@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cpupack.artifacts import CalibratedModel, FloatModel
+from cpupack.errors import QuantizationError
 from cpupack.graph.native_model import NativeModel
 from cpupack.recipe import Recipe
 from cpupack.runtime.engine.sizes import Sizes
@@ -388,12 +389,12 @@ def opened(name: str) -> tuple[Open, Sizes]:
     model, stats = calibrated(NETS[name](), spec, samples((3, *TYPICAL)))
     net = Open(model, stats, spec, sizes)
     net = dataclasses.replace(net, cuts=Tables(grids=grids_of(model.module.parameters())))
-    if spans_of(net.at(TYPICAL).choices):
-        net = net.with_largest()
     try:
         return net, net.known()
-    except GrowingTablesError:
-        net = net.with_largest()
+    except QuantizationError as refusal:
+        if not isinstance(refusal, GrowingTablesError) and not spans_of(net.at(TYPICAL).choices):
+            raise
+    net = net.with_largest()
     return net, net.known()
 
 

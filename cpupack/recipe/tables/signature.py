@@ -86,6 +86,12 @@ Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 BySide = Pair | Annotated[dict[str, PositiveInt], Field(min_length=1, max_length=4)]
 
 
+def sides_in_order(given: Any) -> Any:
+    """Return ``[height, width]`` of an image whose sides have their names, and anything else as it is."""
+    is_image = isinstance(given, dict) and set(given) == {"height", "width"}
+    return [given["height"], given["width"]] if is_image else given
+
+
 class Sizes(Table):
     """Sizes of inputs that the wheel takes: ``[height, width]`` of images, or a number for each name, as
     ``{ time = 16000 }``. For a model of which the native engine runs every layer.
@@ -109,9 +115,7 @@ class Sizes(Table):
     @field_validator("max", "typical", "min", mode="before")
     @classmethod
     def _image_by_name(cls, value: Any) -> Any:
-        """Return ``[height, width]`` of an image whose sides are given by name, as those of other inputs are."""
-        is_image = isinstance(value, dict) and set(value) == {"height", "width"}
-        return [value["height"], value["width"]] if is_image else value
+        return sides_in_order(value)
 
 
 class NamedSizes(Sizes):

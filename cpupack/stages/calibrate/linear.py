@@ -59,7 +59,7 @@ class _Measured(fx.Interpreter):
             self.rows |= dict.fromkeys(names, some)
         if of_tokens:
             layers = [core(self.submodules[str(each.target)]) for each in self.readers[n]]
-            weight = torch.cat([each.weight.detach() for each in layers])  # type: ignore[operator]
+            weight = torch.cat([each.weight.detach() for each in layers])  # type: ignore[operator]  # a Parameter
             found = divisors_of(rows, weight.float())
             if found is not None:
                 self.divisors |= dict.fromkeys(names, found)
