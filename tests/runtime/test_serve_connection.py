@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import itertools
 import re
-import time
 from collections.abc import Callable, Coroutine, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -344,10 +344,10 @@ class Clients:
 
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let the clock of connections go on by ``seconds``."""
-    now_s = time.monotonic() + seconds
+    """Let the clock of connections go on by ``seconds``, and not that of the process, by which the loop's timers go."""
+    now_s = connection_module.time.monotonic() + seconds
     for module in (connection_module, connections_module):
-        monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
 
 
 def test_a_body_holds_what_is_there_of_it_and_not_what_is_announced() -> None:
