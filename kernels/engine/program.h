@@ -69,7 +69,8 @@ enum cpupack_flag {
                               `table` has a float32 slope for each channel, as many as there are scales, then the terms */
     FLAG_ROWS = 512,       /* OP_CONV: a linear layer of rows with scales of their own, as OP_FLOAT_CODES leaves them */
     FLAG_PLACES = 1024, /* rows in another order, by a list of int32. OP_FLOAT_CODES: at `table` is the first value of
-                           each row, or -1 for zeros. With FLAG_ROWS: after the functions is the row of each result */
+                           each row, or -1 for zeros. With FLAG_ROWS: after the functions is the row of each result.
+                           OP_FLOAT_ATTENTION: at `table` is the first value of each head's mask, for mask.outer */
     FLAG_WORDS = 2048,  /* OP_FLOAT_ATTENTION: products of codes of 16 bits (operators/float_attention_words.inc) */
 };
 

@@ -18,11 +18,15 @@ static int64_t times(int64_t a, int64_t b) {
 }
 
 /* Nothing real is larger, and no product of smaller numbers overflows. */
-enum { LONGEST_SIDE = 1 << 15, MOST_CHANNELS = 1 << 24 };
+enum { LONGEST_SIDE = 1 << 22, LONGEST_WINDOW = 1 << 15, MOST_CHANNELS = 1 << 24 };
+static const int64_t MOST_PIXELS = 1 << 30; /* of an image: pixels have numbers of 32 bits */
 enum { LARGEST_CONV = 1 << 30 }; /* bytes of weights, and bytes of an input sample: places in both are 32 bits */
 static const int64_t LARGEST_ARENA = (int64_t)1 << 40;
 
-static int is_length(int32_t value) { return value >= 1 && value <= LONGEST_SIDE; }
+/* Of a kernel, a stride, or the images of a video. */
+static int is_length(int32_t value) { return value >= 1 && value <= LONGEST_WINDOW; }
+
+static int is_side(int32_t value) { return value >= 1 && value <= LONGEST_SIDE; }
 
 /* Whether a convolution says how its weights lie. `weights` becomes their bytes. */
 static int conv_weights(const struct cpupack_layer *spec, int64_t channels, int64_t *weights) {
@@ -73,12 +77,13 @@ static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in,
 static int buffers_fit(const struct cpupack_header *header, const struct cpupack_buffer *buffers) {
     for (int i = 0; i < header->buffers; i++) {
         const struct cpupack_buffer *each = buffers + i;
-        if (!is_length(each->frames) || !is_length(each->height) || !is_length(each->width) || each->channels < 1 ||
+        if (!is_length(each->frames) || !is_side(each->height) || !is_side(each->width) || each->channels < 1 ||
             each->halo_z < 0 || each->halo_y < 0 || each->halo_x < 0 || each->channels > MOST_CHANNELS ||
-            each->halo_z > LONGEST_SIDE || each->halo_y > LONGEST_SIDE || each->halo_x > LONGEST_SIDE)
+            each->halo_z > LONGEST_WINDOW || each->halo_y > LONGEST_WINDOW || each->halo_x > LONGEST_WINDOW ||
+            (int64_t)each->height * each->width > MOST_PIXELS || (int64_t)each->frames * each->height > MOST_PIXELS)
             return 0;
         const int64_t image =
-            (int64_t)(each->height + 2 * each->halo_y) * (each->width + 2 * each->halo_x) * each->channels;
+            times((int64_t)(each->height + 2 * each->halo_y) * (each->width + 2 * each->halo_x), each->channels);
         const int64_t bytes = times(each->frames + 2 * each->halo_z, image);
         if (bytes < 0 || bytes > each->sample_bytes || !inside(each->offset, each->sample_bytes, header->arena_bytes))
             return 0;
@@ -95,13 +100,17 @@ static int window_fits(const struct cpupack_layer *spec, const struct cpupack_bu
                        const struct cpupack_buffer *out) {
     const int32_t lengths[] = {spec->kernel_d, spec->kernel_h,   spec->kernel_w,   spec->stride_d,  spec->stride_h,
                                spec->stride_w, spec->dilation_d, spec->dilation_h, spec->dilation_w};
+    const int pools = spec->op == OP_MAX_POOL || spec->op == OP_AVERAGE_POOL; /* of a whole row, say */
     for (int i = 0; i < 9; i++)
-        if (!is_length(lengths[i]))
+        if (!(i < 6 && pools ? is_side(lengths[i]) : is_length(lengths[i])))
             return 0;
     if (spec->pad_d < 0 || spec->pad_h < 0 || spec->pad_w < 0 || spec->stride_w > in->width + 2 * in->halo_x)
         return 0;
-    if (spec->op == OP_AVERAGE_POOL)
-        return spec->pad_d < spec->kernel_d && spec->pad_h < spec->kernel_h && spec->pad_w < spec->kernel_w;
+    if (spec->op == OP_AVERAGE_POOL) /* each window begins in the image or before it */
+        return spec->pad_d < spec->kernel_d && spec->pad_h < spec->kernel_h && spec->pad_w < spec->kernel_w &&
+               (int64_t)(out->frames - 1) * spec->stride_d - spec->pad_d < in->frames &&
+               (int64_t)(out->height - 1) * spec->stride_h - spec->pad_h < in->height &&
+               (int64_t)(out->width - 1) * spec->stride_w - spec->pad_w < in->width;
     const int64_t back =
         (int64_t)(out->frames - 1) * spec->stride_d - spec->pad_d + (int64_t)(spec->kernel_d - 1) * spec->dilation_d;
     const int64_t bottom =

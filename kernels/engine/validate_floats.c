@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/kernels.h"
+#include "engine/validate_attention.h"
 #include "engine/validate_places.h"
 #include "engine/validate_recurrent.h"
 
@@ -53,11 +54,9 @@ static int in_fits(const struct cpupack_walk *walk, int64_t values) {
     return steps_fit(walk->sizes, DIMENSIONS, walk->in_first, walk->in_steps, values);
 }
 
-/* Values from an offset of the constants on. */
-static int64_t constants_from(const struct float_layer *layer, int64_t offset) { return (layer->bytes - offset) / 4; }
+int64_t constants_from(const struct float_layer *layer, int64_t offset) { return (layer->bytes - offset) / 4; }
 
-/* Values that a layer may write for each sample. */
-static int64_t writable(const struct float_layer *layer) {
+int64_t writable(const struct float_layer *layer) {
     return leaves(layer->spec) ? layer->spec->channels_out : bytes_of(layer->out) / 4;
 }
 
@@ -248,45 +247,6 @@ static int row_codes_fit(const struct float_layer *layer, const struct cpupack_w
     return !(layer->spec->flags & FLAG_CONSTANT) ||
            (second_fits(layer, walk) && steps_fit(walk->sizes, DIMENSIONS, walk->in2_first, walk->in2_steps,
                                                   constants_from(layer, layer->spec->biases)));
-}
-
-/* The places of a head's rows of `length` values side by side. */
-static int heads_fit(const struct cpupack_attention *of, const struct cpupack_heads *heads, int32_t rows,
-                     int32_t length, int64_t values) {
-    const int32_t sizes[] = {of->outer[0], of->outer[1], of->outer[2], rows, length};
-    const int32_t steps[] = {heads->outer[0], heads->outer[1], heads->outer[2], heads->step, 1};
-    return steps_fit(sizes, 5, heads->first, steps, values);
-}
-
-static int attention_fits(const struct float_layer *layer) {
-    const struct cpupack_layer *spec = layer->spec;
-    struct cpupack_attention of;
-    if (spec->weights % 4 || (int64_t)sizeof of > layer->bytes - spec->weights)
-        return 0;
-    memcpy(&of, layer->constants + spec->weights, sizeof of);
-    const int64_t given = bytes_of(layer->in) / 4, written = writable(layer);
-    const int64_t results = product(of.outer, CPUPACK_OUTER + 1), lanes = CPUPACK_SUM_LANES;
-    const int32_t small[] = {of.columns, of.length, of.width};
-    if (results == 0 || product(small, 3) == 0 || of.width > written || results * of.width > written ||
-        of.columns > given || of.length > given)
-        return 0;
-    const int64_t pitch = (of.columns + lanes - 1) / lanes * lanes + lanes, width = of.width + lanes;
-    const int64_t rows = CPUPACK_SCORE_ROWS, pairs = (of.length + 1) / 2, half = (of.columns + 1) / 2;
-    const int64_t as_words = pitch * (pairs + rows + rows / 2 + 2) + half * width + rows / 2 * (of.length + lanes);
-    const int64_t as_floats = pitch * (of.length + rows) + of.columns * width;
-    if ((spec->flags & FLAG_WORDS ? as_words : as_floats) > SCRATCH_BYTES / 4)
-        return 0;
-    if (!heads_fit(&of, &of.out, of.rows, of.width, written) ||
-        !heads_fit(&of, &of.queries, of.rows, of.length, given) ||
-        !heads_fit(&of, &of.keys, of.columns, of.length, given) ||
-        !heads_fit(&of, &of.values, of.columns, of.width, given))
-        return 0;
-    if (layer->in2 == NULL && !(spec->flags & FLAG_CONSTANT))
-        return 1;
-    const int64_t terms = spec->flags & FLAG_CONSTANT ? constants_from(layer, spec->scales) : bytes_of(layer->in2) / 4;
-    const int32_t sizes[] = {of.outer[0], of.outer[1], of.outer[2], of.rows, of.columns};
-    const int32_t steps[] = {of.mask.outer[0], of.mask.outer[1], of.mask.outer[2], of.mask.step, of.mask_column};
-    return steps_fit(sizes, 5, of.mask.first, steps, terms);
 }
 
 static int is_number(float value) { return value >= -3.4e38f && value <= 3.4e38f; }

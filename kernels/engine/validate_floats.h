@@ -23,6 +23,12 @@ int instructions_hold(const uint8_t *constants, int64_t bytes, int64_t offset, i
 /* Bytes of a sample of a buffer of codes without a border. */
 int64_t bytes_of(const struct cpupack_buffer *buffer);
 
+/* Values from an offset of the constants on. */
+int64_t constants_from(const struct float_layer *layer, int64_t offset);
+
+/* Values that a layer may write for each sample. */
+int64_t writable(const struct float_layer *layer);
+
 /* A product of sizes of at least 1; 0 where one is smaller, or where it is too large for any program. */
 int64_t product(const int32_t *sizes, int count);
 

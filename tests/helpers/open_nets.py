@@ -25,6 +25,7 @@ from cpupack.stages.quantize.native.lowered import Lowered
 from cpupack.stages.quantize.native.sizes import GrowingTablesError, sizes_of
 from cpupack.stages.quantize.native.stretches import grids_of
 from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
+from helpers.windowed_net import Windowed
 
 TYPICAL = (16, 24)
 STEP = 4
@@ -309,6 +310,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "spread": Spread,
     "patches": Patches,
     "bordered": Bordered,
+    "windowed": Windowed,
 }
 MULTIPLES = {
     "shuffled": 1,
@@ -325,6 +327,7 @@ MULTIPLES = {
     "placed": 2,
     "spread": 2,
     "bordered": 2,
+    "windowed": 2,
 }
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
 OTHERS = {"channels", "sides", "columns"}

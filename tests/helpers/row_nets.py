@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cpupack.stages.quantize.native.heads import Heads, append_heads
+from cpupack.stages.quantize.native.program import Flag
 from cpupack.stages.quantize.native.row_codes import Listed, RowNorm, append_codes, append_linear
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, View
 from helpers import float_reference as reference
@@ -143,6 +144,27 @@ def attention(rows: int, columns: int, length: int, width: int, *, heads: int = 
         found = append_heads(net.floats, Heads(queries, keys, values, scale, masks, causal, words=words))
         attend = reference.coded_attention if words else reference.attention
         net.result(found, attend(q, k, v, scale, mask, causal=causal))
+    return net
+
+
+def attention_in_windows(*, words: bool) -> Net:
+    """Five windows of two heads, of which some have the same mask: for both heads, for each head, and in both ways."""
+    windows, heads, rows, columns, length = 5, 2, 19, 18, 8
+    sizes = [windows * heads * count * length for count in (rows, columns, columns)]
+    net = Net(normal(2, sum(sizes), scale=1.5))
+    places = ((rows, 0), (columns, sizes[0]), (columns, sum(sizes[:2])))
+    (queries, q), (keys, k), (values, v) = (net.view((windows, heads, count, length), at) for count, at in places)
+    kinds = np.array([0, 0, 2, 0, 1])
+    regions = np.where(np.random.default_rng(2).random((3, 1, rows, columns)) < 0.3, np.float32(-100), np.float32(0))
+    biases = normal(1, heads, rows, columns, seed=9)
+    rows_alone = normal(3, 1, rows, 1, seed=6)
+    attend = reference.coded_attention if words else reference.attention
+    for mask in (regions[kinds], regions[kinds] + biases, rows_alone[kinds]):
+        found = append_heads(
+            net.floats, Heads(queries, keys, values, 0.25, (Fixed(torch.from_numpy(mask)),), words=words)
+        )
+        assert net.floats.program.layers[-1].flags & Flag.PLACES
+        net.result(found, attend(q, k, v, 0.25, mask))
     return net
 
 

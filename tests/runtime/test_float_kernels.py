@@ -14,6 +14,8 @@ import torch
 
 from cpupack.layers.native import codes_after
 from cpupack.runtime.engine import library
+from cpupack.runtime.engine.program_format import LAYER
+from cpupack.stages.quantize.native.program import Flag
 from cpupack.stages.quantize.native.walks import Function, Instruction, Windows
 from helpers import float_reference as reference
 from helpers import float_values, kernel_process, native_reference
@@ -37,7 +39,16 @@ from helpers.float_nets import (
     windows_that_overlap,
 )
 from helpers.place_nets import orders_of_rows, picks, puts, sampled
-from helpers.row_nets import attention, attention_of_extremes, linear, linear_of_extremes, listed, look_ups, unseen
+from helpers.row_nets import (
+    attention,
+    attention_in_windows,
+    attention_of_extremes,
+    linear,
+    linear_of_extremes,
+    listed,
+    look_ups,
+    unseen,
+)
 
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason="the native kernels do not run on this CPU")
 
@@ -76,6 +87,8 @@ NETS: dict[str, Callable[[], Net]] = {
         )
     },
     "attention by codes of extremes": attention_of_extremes,
+    "attention in windows": lambda: attention_in_windows(words=False),
+    "attention in windows by codes": lambda: attention_in_windows(words=True),
     "linear of extremes": linear_of_extremes,
     **{
         f"listed rows {rows}, {length}, {columns}": lambda s=(rows, length, columns): listed(*s)
@@ -296,7 +309,7 @@ DAMAGED = (
     "orders", "reductions of 31", "norms of 50", "groups", "products of 5, 7, 33", "dense, strided", "transposed",
     "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
     "linear 7, 64, 33", "attention of 13, 7, 5, 3", "look-ups",
-    "attention by codes, 13, 7, 5, 3", "proposals of levels", "regions",
+    "attention by codes, 13, 7, 5, 3", "attention in windows", "proposals of levels", "regions",
     "orders of 17 values", "picks", "puts", "samples of 5 channels",
 )  # fmt: skip
 _HEADER, _BUFFER, _LAYER = 64, 48, 160
@@ -334,6 +347,9 @@ def damaged(program: Array, random: np.random.Generator) -> list[Array]:
         if int(program[at : at + 4].view("<i4")[0]) > _OF_FLOATS + 1:
             begin = constants + int(program[at + 112 : at + 120].view("<i8")[0])
             walks += range(begin, begin + 160, 4)
+            own = program[at : at + _LAYER].view(LAYER)[0]
+            if own["flags"] & Flag.PLACES:  # where each head's mask begins
+                walks += [*range(constants + int(own["table"]), constants + int(own["table"]) + 40, 4)] * 4
     extremes = [-(2**31), -1, 0, 1, 2, 3, 31, 33, 64, 255, 4096, 2**15, 2**16, 2**24, 2**30, 2**31 - 1]
     places = [*random.choice(range(36, end, 4), 150), *random.choice(walks, 250)]
     found = []

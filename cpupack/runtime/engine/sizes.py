@@ -19,6 +19,7 @@ from ..open_sizes import OpenSizes, Size, Terms, terms_of
 from . import memory_plan
 from .cuts import Cut
 from .grids import Grid, Plane
+from .loops import Part, parts_of, rows_of, terms_in
 from .program_format import BUFFER, CONSTANTS, HEADER, LAYER, Op
 from .resampling import KINDS, windows
 from .stretched import Stretched
@@ -84,36 +85,16 @@ class Integers:
 
 
 @dataclass(frozen=True)
-class Run:
-    """``blocks`` blocks of moves, each ``step`` after the one before, and ``rounds`` times that, at ``stride``.
-
-    ``first``, ``step`` and ``stride`` have the terms of each number of a block, ``(moves, 8, 4)``.
-    """
-
-    blocks: Terms
-    first: tuple[tuple[Terms, ...], ...]
-    step: tuple[tuple[Terms, ...], ...]
-    rounds: Terms
-    stride: tuple[tuple[Terms, ...], ...]
-
-
-@dataclass(frozen=True)
 class Moves:
-    """The constant ``name`` of layer ``layer``: the list of an ``OP_MOVE``, or of an ``OP_FLOAT_GATHER``.
-
-    Its ``runs`` are one after the other.
-    """
+    """The constant ``name`` of layer ``layer``, a list of int32: moves, places of values, or a mask's numbers."""
 
     layer: int
     name: str
-    runs: tuple[Run, ...]
+    parts: tuple[Part, ...]
 
     def all_terms(self) -> Iterator[Terms]:
         """Yield the terms of its numbers."""
-        for run in self.runs:
-            yield run.blocks
-            yield run.rounds
-            yield from (one for each in (run.first, run.step, run.stride) for move in each for one in move)
+        yield from terms_in(self.parts)
 
 
 @dataclass(frozen=True)
@@ -250,7 +231,7 @@ class Sizes:
         self, rule: Rule, powers: Ints, typical: Any, buffers: Any, constants: Bytes
     ) -> list[tuple[str, npt.NDArray[Any]]]:
         if isinstance(rule, Moves):
-            return [(rule.name, _moves(rule, powers))]
+            return [(rule.name, rows_of(rule.parts, powers).astype(np.int32))]
         if isinstance(rule, Grid | Plane):
             return [(rule.name, rule.values(powers))]
         if isinstance(rule, Cut | Stretched):
@@ -316,16 +297,6 @@ def _value(terms: Terms, powers: Ints) -> int:
     return int(np.dot(terms, powers))
 
 
-def _moves(rule: Moves, powers: Ints) -> npt.NDArray[np.int32]:
-    found = []
-    for run in rule.runs:
-        first, step, stride = (np.array(each, np.int64) @ powers for each in (run.first, run.step, run.stride))
-        rounds, blocks = (np.arange(_value(each, powers)) for each in (run.rounds, run.blocks))
-        moves = first + rounds[:, None, None, None] * stride + blocks[:, None, None] * step
-        found.append(moves.reshape(-1, first.shape[1]).astype(np.int32))
-    return np.concatenate(found)
-
-
 def resampled_lengths(layer: Any, buffers: Any) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Return rows, columns and frames of the input of an ``OP_RESAMPLE`` and of its result."""
     source = _lengths(buffers[int(layer["input"])])
@@ -351,7 +322,7 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
         return Resampled(layer, _known(raw["windows"], KINDS))
     name = _known(raw["name"], CONSTANTS)
     if kind is Moves:
-        return Moves(layer, name, tuple(_run(each) for each in raw["runs"]))
+        return Moves(layer, name, parts_of(raw["parts"]))
     if kind in (Grid, Plane, Cut, Stretched):
         return kind.from_dict(raw, name)
     places, terms = tuple(int(each) for each in raw["places"]), tuple(terms_of(each) for each in raw["terms"])
@@ -366,13 +337,6 @@ def _share(raw: Mapping[str, Any], count: int) -> Share:
     if not 0 <= found.place < count:
         raise ValueError("the shares of a constant are damaged")
     return found
-
-
-def _run(raw: Mapping[str, Any]) -> Run:
-    first, step, stride = (
-        tuple(tuple(terms_of(one) for one in move) for move in raw[each]) for each in ("first", "step", "stride")
-    )
-    return Run(terms_of(raw["blocks"]), first, step, terms_of(raw["rounds"]), stride)
 
 
 def _known(name: Any, names: Any) -> str:

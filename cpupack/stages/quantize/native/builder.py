@@ -28,6 +28,7 @@ from cpupack.stages.quantize.native.row_codes import Listed, RowCodes, RowNorm
 from cpupack.stages.quantize.native.select import select_channels
 from cpupack.stages.quantize.native.values import (
     LONGEST_SIDE,
+    MOST_FRAMES,
     Value,
     channels_last,
     channels_of,
@@ -158,9 +159,9 @@ class Builder:
         return self._add(Buffer(*size[:3], like.scale, like.zero_point, frames=size.frames))
 
     def _add(self, buffer: Buffer) -> int:
-        if max(buffer.layout._replace(channels=0)) > LONGEST_SIDE:
+        if max(buffer.height, buffer.width) > LONGEST_SIDE or buffer.frames > MOST_FRAMES:
             raise QuantizationError(
-                f"the native engine has at most {LONGEST_SIDE} frames of as many rows and columns, not "
+                f"the native engine has at most {MOST_FRAMES} frames of {LONGEST_SIDE} rows and columns, not "
                 f"{buffer.frames} of {buffer.height} x {buffer.width}"
             )
         return self.program.add_buffer(buffer)

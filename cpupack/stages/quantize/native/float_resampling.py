@@ -13,7 +13,7 @@ from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, lengths_of, shape_of, triple
 from cpupack.stages.quantize.native.walks import Fixed, View
-from cpupack.stages.quantize.native.windows import adaptive_weights, average_weights, interpolation_weights
+from cpupack.stages.quantize.native.windows import Windows, adaptive_windows, average_windows, interpolation_windows
 
 _TOGETHER = 64
 """Results along a dimension that are computed from the part of their operand which they read."""
@@ -34,7 +34,7 @@ def interpolate(b: Builder, node: fx.Node) -> View:
     shape, source = shape_of(node), shape_of(node.all_input_nodes[0])
     lengths = zip(source[2:], shape[2:], strict=True)
     weights = [
-        interpolation_weights(*each, len(shape) - 2, mode, corners, antialias=antialias) for each in lengths
+        interpolation_windows(*each, len(shape) - 2, mode, corners, antialias=antialias) for each in lengths
     ]  # fmt: skip
     return _weighted(b, node, weights)
 
@@ -47,46 +47,43 @@ def average(b: Builder, node: fx.Node) -> View:
     kernel, stride = triple(module.kernel_size, axes, 1), triple(module.stride or module.kernel_size, axes, 1)
     padding, divisor = triple(module.padding, axes, 0), getattr(module, "divisor_override", None)
     settings = zip(lengths_of(source), lengths_of(shape), kernel, stride, padding, strict=True)
-    weights = [average_weights(*each, include=module.count_include_pad) for each in settings]
+    weights = [average_windows(*each, include=module.count_include_pad) for each in settings]
     if divisor:
-        weights = [(each > 0).double() for each in weights]
-        weights[-1] /= divisor
+        weights = [*(each.counted() for each in weights[:-1]), weights[-1].counted(divisor)]
     return _weighted(b, node, weights[3 - axes :])
 
 
 def adaptive_average(b: Builder, node: fx.Node) -> View:
     """Lower ``nn.AdaptiveAvgPool1d``, ``2d`` and ``3d`` to several positions."""
     shape, source = shape_of(node), shape_of(node.all_input_nodes[0])
-    return _weighted(b, node, [adaptive_weights(*each) for each in zip(source[2:], shape[2:], strict=True)])
+    return _weighted(b, node, [adaptive_windows(*each) for each in zip(source[2:], shape[2:], strict=True)])
 
 
-def _weighted(b: Builder, node: fx.Node, weights: Sequence[torch.Tensor]) -> View:
+def _weighted(b: Builder, node: fx.Node, weights: Sequence[Windows]) -> View:
     """Append a product for each dimension after the channels that changes: those that shrink come first."""
     found = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
-    order = sorted(range(len(weights)), key=lambda axis: weights[axis].shape[0] / weights[axis].shape[1])
-    for axis in order:
-        rows, length = weights[axis].shape
-        if rows != length or not torch.equal(weights[axis], torch.eye(length, dtype=weights[axis].dtype)):
-            found = _along(b, found, axis + 1, weights[axis].float())
+    for axis in sorted(range(len(weights)), key=lambda axis: len(weights[axis].begins) / weights[axis].length):
+        if weights[axis].changes:
+            found = _along(b, found, axis + 1, weights[axis])
     return found
 
 
-def _along(b: Builder, view: View, axis: int, weights: torch.Tensor) -> View:
-    """Append the products of one dimension with ``weights`` ``(results, length)``."""
+def _along(b: Builder, view: View, axis: int, weights: Windows) -> View:
+    """Append the products of one dimension with its weights."""
     order = [*(each for each in range(len(view.shape)) if each != axis), axis]
     turned = view.permuted(order)
-    out = b.floats.new((*turned.shape[:-1], len(weights)))
-    for begin in range(0, len(weights), _TOGETHER):
-        some = weights[begin : begin + _TOGETHER]
-        read = some.abs().sum(0).nonzero().flatten().tolist() or [0]
-        first, end = read[0], read[-1] + 1
+    results = len(weights.begins)
+    out = b.floats.new((*turned.shape[:-1], results))
+    for begin in range(0, results, _TOGETHER):
+        first, some = weights.matrix(begin, min(begin + _TOGETHER, results))
         b.floats.multiply(
             View(
-                turned.buffer, (*turned.shape[:-1], end - first), turned.steps, turned.first + first * turned.steps[-1]
+                turned.buffer, (*turned.shape[:-1], some.shape[1]), turned.steps,
+                turned.first + first * turned.steps[-1],
             ),
-            Fixed(some[:, first:end].t().contiguous()),
+            Fixed(some.t().contiguous()),
             out=View(out.buffer, (*out.shape[:-1], len(some)), out.steps, out.first + begin),
-        )
+        )  # fmt: skip
     return out.permuted([order.index(each) for each in range(len(order))])
 
 

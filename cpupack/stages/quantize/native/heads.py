@@ -128,7 +128,15 @@ def append_heads(floats: Floats, heads: Heads) -> View:
     flags, number, added = Flag.WORDS if heads.words else Flag(0), -1, None
     if isinstance(mask, Fixed):
         flags |= Flag.CONSTANT
-        constants["scales"], added = mask.stored((*outer, rows, columns), floats.grid)
+        tiles = _tiles(mask.values, outer) if floats.grid is None else None
+        if tiles is None:
+            constants["scales"], added = mask.stored((*outer, rows, columns), floats.grid)
+        else:
+            flags |= Flag.PLACES
+            constants["scales"], constants["table"] = tiles
+            added = View(None, tuple(tiles[0].shape[1:]), dense_steps(tiles[0].shape[1:])).expanded(
+                (*outer, rows, columns)
+            )
     elif mask is not None:
         added = mask.expanded((*outer, rows, columns))
         assert added.buffer is not None
@@ -153,6 +161,27 @@ def append_heads(floats: Floats, heads: Heads) -> View:
         Layer(Op.FLOAT_ATTENTION, flags, queries.buffer, number, out.buffer, fields, constants)
     )
     return out
+
+
+def _tiles(masks: torch.Tensor, outer: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]] | None:
+    """Return the masks that differ ``(n, rows, columns)``, and the first value of that of each head in them.
+
+    None where all differ. In shifted windows of a map, four of them hide something else (``masks`` for each window).
+    """
+    values = masks.detach().float().reshape((1,) * (len(outer) + 2 - masks.ndim) + masks.shape)
+    heads = np.ascontiguousarray(values.numpy()).reshape(-1, *values.shape[-2:])
+    numbers = dict[bytes, int]()
+    own = np.array([numbers.setdefault(each.tobytes(), len(numbers)) for each in heads], np.int32)
+    if len(numbers) == len(heads):
+        return None
+    first = np.unique(own, return_index=True)[1]
+    # Those that come first one after the other, as the heads of a window, get falling numbers: the next window's do not
+    # go on where these end, and what repeats is plain to see (``move_lists.py``).
+    groups = np.split(np.arange(len(first)), np.flatnonzero(np.diff(first) > 1) + 1)
+    order = np.concatenate([each[::-1] for each in groups])
+    own, first = np.argsort(order).astype(np.int32)[own], first[order]
+    places = np.broadcast_to(own.reshape(values.shape[:-2]), outer).ravel() * heads[0].size
+    return np.ascontiguousarray(heads[first]), places.astype(np.int32)
 
 
 def _in_one_buffer(floats: Floats, views: list[View]) -> list[View]:

@@ -1,120 +1,172 @@
-"""Finds how a list of moves or of gathered places grows with the size: blocks that repeat, in one or two loops."""
+"""Finds how a list grows with the size: which of its rows repeat, in loops inside loops.
+
+A list is read at each size for itself, from its shortest repetitions to its longest. What was found must be the same
+at all sizes, but for how often each loop runs and what its rows are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from cpupack.errors import QuantizationError
-from cpupack.runtime.engine.sizes import Run
-from cpupack.size_terms import Fit, Ints
+from cpupack.runtime.engine.loops import Loop, Numbers, Part, Row
+from cpupack.size_terms import Fit, Ints, refused
 
 MOVE = 8
 """Numbers of a move."""
-_LONGEST_BLOCK, _LONGEST_OF_GATHERS, _MOST_RUNS = 64, 8, 64
-_MOST_ALONE = 4
-"""Moves before and after those that repeat."""
+_LEAST_ROUNDS = (3, 2)
+"""Rounds of a loop: two rows that follow each other have always a distance, and three have one by chance alone. At a
+small size, a loop may have two."""
+_LONGEST_BODY = 64
+_MOST_ROWS, _MOST_AFTER_ROWS = 512, 1 << 15
+_MARKS = np.random.default_rng(0).integers(0, 1 << 64, _MOST_ROWS * MOVE, np.uint64)
 
 
 @dataclass(frozen=True)
-class _Loops:
-    """``rounds`` times ``blocks`` blocks of moves ``first`` ``(moves, 8)``, at these distances."""
+class _Part:
+    """A row, or a loop of parts. ``kind`` is the same for parts that differ in their first rows ``(rows, n)`` alone."""
 
-    rounds: int
-    blocks: int
+    kind: int
     first: Ints
-    step: Ints
-    stride: Ints
+    rounds: int = 1
+    body: tuple[_Part, ...] = ()
+    step: Ints | None = None
+    """How far each row goes on from round to round ``(rows, n)``."""
 
 
-def runs_of(lists: Sequence[Ints], fit: Fit, what: str) -> tuple[Run, ...] | None:
-    """Return the runs that have the moves ``(n, 8)`` of each size; None where they do not repeat.
+@dataclass
+class _Kinds:
+    """Numbers of kinds of parts."""
 
-    A gather's list has one number in place of eight, and is longer.
+    known: dict[Any, int] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=count)
+
+    def of(self, *what: Any) -> int:
+        if what not in self.known:
+            self.known[what] = next(self.numbers)
+        return self.known[what]
+
+
+def parts_of_lists(
+    lists: Sequence[Ints], fit: Fit, what: str, heads: Sequence[Ints] | None = None
+) -> tuple[Part, ...]:  # fmt: skip
+    """Return the parts that have the rows ``(rows, n)`` of a list at each size, after those of ``heads``.
+
+    Raises QuantizationError where they do not repeat.
     """
-    shortest = min(len(each) for each in lists)
-    is_gather = lists[0].shape[1] == 1
-    longest, most_alone = (_LONGEST_OF_GATHERS, 0) if is_gather else (_LONGEST_BLOCK, _MOST_ALONE)
-    for head in range(min(most_alone, shortest) + 1):
-        for period in range(1, min(longest, shortest) + 1):
-            tails = {(len(each) - head) % period for each in lists}
-            if len(tails) > 1 or max(tails) > most_alone or (head and head % period == 0):
-                continue
-            found = [_loops_between(each, head, period, max(tails)) for each in lists]
-            if len({len(each) for each in found}) > 1 or not found[0]:
-                continue
-            try:
-                return tuple(_run(each, fit, what) for each in zip(*found, strict=True))
-            except QuantizationError:
-                continue  # blocks of another length may repeat
-    return None
+    ways = [[_read(rows, least) for least in _LEAST_ROUNDS] for rows in lists]
+    for wanted in (_shape(each) for own in zip(*ways, strict=True) for each in own if each):
+        found = [next((each for each in own if each and _shape(each) == wanted), None) for own in ways]
+        if any(each is None for each in found):
+            continue
+        given = heads or [rows[:0] for rows in lists]
+        firsts = [[_Part(-1, head[at : at + 1]) for at in range(len(head))] for head in given]
+        whole = [[*head, *(each or ())] for head, each in zip(firsts, found, strict=True)]
+        try:
+            return tuple(_part(each, [], fit, what) for each in zip(*whole, strict=True))
+        except QuantizationError:
+            continue
+    raise refused(f"{what} repeats in no way, or in another one for another size")
 
 
-def _run(loops: Sequence[_Loops], fit: Fit, what: str) -> Run:
-    """Return the run that has these loops at each size. Raises QuantizationError."""
-    shape = (*loops[0].first.shape, len(fit.products))
-    rounds, blocks = (fit.terms(np.array([getattr(each, n) for each in loops]), what) for n in ("rounds", "blocks"))
-    first, step, stride = (
-        _nested(fit.all_terms(np.stack([getattr(each, name).ravel() for each in loops]), what), shape)
-        for name in ("first", "step", "stride")
-    )
-    return Run(blocks, first, step, rounds, stride)
+def _shape(parts: Sequence[_Part]) -> tuple[Any, ...]:
+    """Return which parts are loops, and of what."""
+    return tuple(_shape(each.body) for each in parts)
 
 
-def _loops_between(moves: Ints, head: int, period: int, tail: int) -> list[_Loops]:
-    """Return moves as loops over blocks, between ``head`` and ``tail`` moves that belong to none, as those of a border.
-
-    Empty where there are too many loops.
-    """
-    between = _loops(moves[head : len(moves) - tail], period)
-    if not between:
-        return []
-    return [*_alone(moves[:head]), *between, *_alone(moves[len(moves) - tail :])]
-
-
-def _alone(moves: Ints) -> list[_Loops]:
-    none = np.zeros_like(moves[:1])
-    return [_Loops(1, 1, move[None], none, none) for move in moves]
+def _read(rows: Ints, least: int) -> list[_Part] | None:
+    """Return a list's parts, None where there are too many."""
+    kinds = _Kinds()
+    parts, length = _first_loops(rows, least, kinds), 1
+    while length <= min(_LONGEST_BODY, len(parts) // least):
+        if len(parts) > _MOST_AFTER_ROWS:
+            return None
+        again = _loops(parts, length, least, kinds)
+        # What is now shorter may repeat in a shorter way.
+        length = 1 if len(again) < len(parts) else length + 1
+        parts = again
+    return parts if sum(len(each.first) for each in parts) <= _MOST_ROWS else None
 
 
-def _loops(moves: Ints, period: int) -> list[_Loops]:
-    """Return a whole number of blocks of ``period`` moves as loops. Empty where there are too many."""
-    blocks = moves.reshape(-1, period, moves.shape[1])
-    firsts, counts = _in_a_row(blocks)
-    steps = np.zeros_like(blocks[firsts])
-    steps[counts > 1] = blocks[firsts[counts > 1] + 1] - blocks[firsts[counts > 1]]
-    found, place = list[_Loops](), 0
-    strides = np.diff(blocks[firsts], axis=0)
-    alike = (counts[1:] == counts[:-1]) & (steps[1:] == steps[:-1]).all(axis=(1, 2))
-    goes_on = alike[1:] & alike[:-1] & (strides[1:] == strides[:-1]).all(axis=(1, 2))
-    while place < len(firsts):
-        if len(found) == _MOST_RUNS:
-            return []
-        end = place + 1
-        if place < len(alike) and alike[place]:
-            rest = goes_on[place:]
-            end = place + 2 + (len(rest) if rest.all() else int(rest.argmin()))
-        stride = strides[place] if end > place + 1 else np.zeros_like(blocks[0])
-        found.append(_Loops(end - place, int(counts[place]), blocks[firsts[place]], steps[place], stride))
-        place = end
+def _first_loops(rows: Ints, least: int, kinds: _Kinds) -> list[_Part]:
+    """Return rows that go on at one distance as loops: what ``_loops`` finds in long lists first, in less time."""
+    steps = np.diff(rows, axis=0)
+    same = (steps[1:] == steps[:-1]).all(axis=1)
+    ends = np.append(np.flatnonzero(~same) + 1, len(rows) - 1)  # the last row of each run
+    row, found, place = kinds.of("row"), list[_Part](), 0
+    for end in ends.tolist():
+        rounds = end + 1 - place
+        if rounds >= least:
+            found.append(_loop([_Part(row, rows[place : place + 1])], rounds, steps[place : place + 1], kinds))
+            place = end + 1
+        while place < end:  # the last one may begin the next run
+            found.append(_Part(row, rows[place : place + 1]))
+            place += 1
+    found += [_Part(row, rows[at : at + 1]) for at in range(place, len(rows))]
     return found
 
 
-def _in_a_row(blocks: Ints) -> tuple[Ints, Ints]:
-    """Return the first block of each run, and how many follow each other at one distance."""
-    steps = np.diff(blocks, axis=0)
-    changes = np.flatnonzero((steps[1:] != steps[:-1]).any(axis=(1, 2))) + 1
-    firsts, first = list[int](), 0
-    while first < len(blocks):
-        firsts.append(first)
-        place = int(np.searchsorted(changes, first, "right"))
-        # Up to the block before the first other distance.
-        first = int(changes[place]) + 1 if place < len(changes) else len(blocks)
-    return np.array(firsts), np.diff([*firsts, len(blocks)])
+def _loops(parts: list[_Part], length: int, least: int, kinds: _Kinds) -> list[_Part]:
+    """Return parts with those as loops of which ``length`` parts come again and again at one distance."""
+    numbers = np.array([each.kind for each in parts])
+    marks = np.array([_mark(each.first) for each in parts], np.uint64)
+    steps = marks[length:] - marks[:-length]
+    same = numbers[length:] == numbers[:-length]
+    goes_on = same[:-length] & same[length:] & (steps[:-length] == steps[length:])
+    pairs, ends = (np.append(np.flatnonzero(~each), len(each)) for each in (same, goes_on))
+    found, place = list[_Part](), 0
+    for begin in np.flatnonzero(same if least == 2 else goes_on).tolist():
+        if begin < place or int(pairs[np.searchsorted(pairs, begin)]) - begin < length:
+            continue
+        more = 0 if begin >= len(goes_on) else int(ends[np.searchsorted(ends, begin)]) - begin
+        rounds = 2 + more // length
+        if rounds < least:
+            continue
+        found += parts[place:begin]
+        step = _firsts(parts, begin + length, length) - _firsts(parts, begin, length)
+        found.append(_loop(parts[begin : begin + length], rounds, step, kinds))
+        place = begin + rounds * length
+    return [*found, *parts[place:]]
 
 
-def _nested(terms: Ints, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    return tuple(tuple(tuple(int(one) for one in each) for each in move) for move in terms.reshape(shape))
+def _mark(rows: Ints) -> np.uint64:
+    """Return a number that differs for other rows, but by chance; that of a difference is the difference of both."""
+    weights = _MARKS[: rows.size]
+    if rows.size > len(weights):
+        return np.uint64(0)
+    found: np.uint64 = (rows.reshape(-1).astype(np.uint64) * weights).sum(dtype=np.uint64)
+    return found
+
+
+def _firsts(parts: list[_Part], place: int, length: int) -> Ints:
+    return np.concatenate([each.first for each in parts[place : place + length]])
+
+
+def _loop(body: Sequence[_Part], rounds: int, step: Ints, kinds: _Kinds) -> _Part:
+    first = np.concatenate([each.first for each in body])
+    kind = kinds.of(rounds, tuple(each.kind for each in body), step.tobytes())
+    return _Part(kind, first, rounds, tuple(body), step)
+
+
+def _part(own: Sequence[_Part], around: list[list[Ints]], fit: Fit, what: str) -> Part:
+    """Return a part in loops whose rows go on by ``around``, of each loop the steps at each size ``(rows, n)``."""
+    if not own[0].body:
+        numbers = [[each.first for each in own], *around]
+        return Row(_numbers(numbers[0], fit, what), tuple(_numbers(each, fit, what) for each in numbers[1:]))
+    steps = [*around, [each.step for each in own if each.step is not None]]
+    body, begin = list[Part](), 0
+    for parts in zip(*(each.body for each in own), strict=True):
+        end = begin + len(parts[0].first)
+        body.append(_part(parts, [[each[begin:end] for each in level] for level in steps], fit, what))
+        begin = end
+    return Loop(fit.terms(np.array([each.rounds for each in own]), what), tuple(body))
+
+
+def _numbers(at_sizes: Sequence[Ints], fit: Fit, what: str) -> Numbers:
+    terms = fit.all_terms(np.stack([each.reshape(-1) for each in at_sizes]), what)
+    return tuple(tuple(int(one) for one in each) for each in terms)

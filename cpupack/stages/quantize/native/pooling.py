@@ -15,7 +15,7 @@ from cpupack.stages.quantize.native.filters import size_of
 from cpupack.stages.quantize.native.program import NO_FLAGS, Flag, Layer, Op, Size, window_fields
 from cpupack.stages.quantize.native.tell import tell
 from cpupack.stages.quantize.native.values import LONGEST_SIDE, Value, order_of, value_of
-from cpupack.stages.quantize.native.windows import adaptive_weights, average_weights, resample
+from cpupack.stages.quantize.native.windows import adaptive_windows, average_windows, resample
 
 _ONE, _NONE = (1, 1, 1), (0, 0, 0)
 
@@ -75,12 +75,11 @@ def average_pool(b: Builder, node: fx.Node) -> None:
         return
     # Windows that end beyond the padding count what they see of it.
     frames, rows, columns = (
-        average_weights(length, size, reach, step, pad, include=include)
+        average_windows(length, size, reach, step, pad, include=include)
         for length, size, reach, step, pad in zip(lengths, sizes, kernel, stride, padding, strict=True)
     )
     if divisor is not None:
-        frames, rows, columns = (each > 0 for each in (frames, rows, columns))
-        frames, rows, columns = frames.double(), rows.double() / divisor, columns.double()
+        frames, rows, columns = frames.counted(), rows.counted(divisor), columns.counted()
     resample(b, node, frames, rows, columns, "average_pool")
 
 
@@ -95,7 +94,7 @@ def adaptive_average_pool(b: Builder, node: fx.Node) -> None:
         window = _ratio(lengths, sizes)
         _average(b, node, window, window, _NONE, include=True)
     else:
-        frames, rows, columns = (adaptive_weights(*each) for each in zip(lengths, sizes, strict=True))
+        frames, rows, columns = (adaptive_windows(*each) for each in zip(lengths, sizes, strict=True))
         resample(b, node, frames, rows, columns, "average_pool")
 
 

@@ -21,7 +21,6 @@ from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, Op
 from cpupack.runtime.engine.resampling import KINDS, windows
 from cpupack.runtime.engine.sizes import (
     Integers,
-    Moves,
     Number,
     Resampled,
     Rule,
@@ -34,8 +33,8 @@ from cpupack.size_terms import Fit, Ints, refused
 from cpupack.stages.quantize.native.cuts import shaped
 from cpupack.stages.quantize.native.grids import grid_of
 from cpupack.stages.quantize.native.largest import Tables
+from cpupack.stages.quantize.native.list_rules import is_list, list_rule, words_rule
 from cpupack.stages.quantize.native.lowered import ALL_CONSTANTS, Bytes, Lowered, constant_names, extent
-from cpupack.stages.quantize.native.move_lists import MOVE, runs_of
 from cpupack.stages.quantize.native.planes import plane_of
 from cpupack.stages.quantize.native.shares import share_of
 from cpupack.stages.quantize.native.stretches import CLOSE, laid
@@ -189,8 +188,8 @@ class _Constants:
                 continue  # it has none, or the first one of all, which is the same for all sizes
             if all(np.array_equal(each[0], other) for other in each[1:]):
                 continue
-            if op is Op.MOVE or (op is Op.FLOAT_GATHER and name == "scales"):
-                found.append(self._moves(name, each, fit))
+            if is_list(self.own[0], name):
+                found.append(list_rule((self.number, name), self.own, self.buffers, self._contents, fit, self.name))
                 continue
             if len({len(one) for one in each}) > 1 or len(each[0]) % 4:
                 found += self._growing(name, each, fit, tables)
@@ -215,6 +214,9 @@ class _Constants:
             plane = plane_of(self.number, name, words, lengths, fit)
             if plane is not None:
                 return [plane]
+            repeated = words_rule(self.number, name, words, lengths, fit)
+            if repeated is not None:
+                return [repeated]
             return [*tables.stretch(self.number, name, laid(words, lengths, fit), end, refusal)]
 
     def _lengths(self) -> list[list[int]]:
@@ -298,21 +300,6 @@ class _Constants:
             else:
                 return [Resampled(self.number, kind)]
         raise refused(f"{self.name} resizes in a way that is known for one size alone")
-
-    def _moves(self, name: str, contents: list[Bytes], fit: Fit) -> Moves:
-        if int(self.own[0]["op"]) == Op.MOVE:
-            counts, width = [int(layer["runs"]) for layer in self.own], MOVE
-        else:
-            outputs = [each[int(layer["output"])] for each, layer in zip(self.buffers, self.own, strict=True)]
-            counts, width = [int(each["sample_bytes"]) // 4 for each in outputs], 1
-        lists = [
-            each[: 4 * width * count].view("<i4").reshape(-1, width).astype(np.int64)
-            for each, count in zip(contents, counts, strict=True)
-        ]
-        runs = runs_of(lists, fit, f"a list of {self.name}")
-        if runs is None:
-            raise refused(f"{self.name} moves values in an order that does not repeat")
-        return Moves(self.number, name, runs)
 
 
 def _numbers(fit: Fit, rows: Sequence[Any], fields: tuple[str, ...]) -> tuple[Number, ...]:

@@ -13,8 +13,10 @@ import torch
 
 from cpupack.stages.quantize.native.program import Buffer, Size
 
-LONGEST_SIDE = 1 << 15
-"""``LONGEST_SIDE`` of kernels/parts.c: rows, or columns, of a buffer."""
+LONGEST_SIDE = 1 << 22
+"""``LONGEST_SIDE`` of kernels/engine/validate.c: rows, or columns, of a buffer."""
+MOST_FRAMES = 1 << 15
+"""``LONGEST_WINDOW`` there: images of a video."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def is_whole(order: torch.Tensor, buffer: Buffer) -> bool:
 def image_layout(shape: tuple[int, ...]) -> Size:
     """Return the size of a buffer that has a sample of this shape as it is: of a video, an image, a row, a position."""
     height, width = shape[-2:] if len(shape) > 2 else (1, shape[1] if len(shape) == 2 else 1)
-    if len(shape) == 4 and shape[1] <= LONGEST_SIDE:
+    if len(shape) == 4 and shape[1] <= MOST_FRAMES:
         return Size(height, width, shape[0], shape[1])
     return Size(height, width, math.prod(shape[:-2]) if len(shape) > 2 else shape[0])
 

@@ -27,7 +27,8 @@ INSTRUCTION = np.dtype([("function", "<i4"), ("to", "<i4"), ("a", "<i4"), ("b", 
 _WIDTH = 1024
 WIDEST = 4 * _WIDTH
 """Values of a pixel."""
-_LONGEST_SIDE = 1 << 15
+_LONGEST_SIDE = 1 << 22
+"""As ``values.py`` has it."""
 MOST_VALUES = 1 << 22
 """A quarter of ``MOST_CHANNELS`` of kernels/engine/validate.c: float32 values of a pixel."""
 
