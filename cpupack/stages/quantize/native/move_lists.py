@@ -71,7 +71,10 @@ def parts_of_lists(
             return tuple(_part(each, [], fit, what) for each in zip(*whole, strict=True))
         except QuantizationError:
             continue
-    raise refused(f"{what} repeats in no way, or in another one for another size")
+    raise refused(
+        f"{what} repeats in no way, or in another one for another size; windows of attention are seen to repeat from "
+        "four along each side of [sizes] typical on"
+    )
 
 
 def _shape(parts: Sequence[_Part]) -> tuple[Any, ...]:
