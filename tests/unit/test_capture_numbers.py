@@ -39,6 +39,11 @@ FORWARDS: dict[str, Callable[[Own, torch.Tensor], torch.Tensor]] = {
     "an item of a sum": lambda net, x: x * net.strides.sum().item(),
     "a whole number": lambda net, x: x[:, :, : int(net.sizes[0])],
     "of a copy that is changed": lambda net, x: x * float(net.strides.clone().mul_(0.5)[1]),
+    "all dimensions but the batch": lambda net, x: x - x.mean(torch.arange(1, x.ndim).tolist(), keepdim=True),
+    "the longest of lengths that are all the same": lambda net, x: (
+        x * (torch.arange(int(torch.full((x.shape[0],), x.shape[2]).max())) < 5).float()[:, None]
+    ),
+    "a choice by them": lambda net, x: x * 2.0 if (torch.ones_like(x[:, 0, 0, 0]) * 3.0 > 2.0).all() else x,
 }
 
 
@@ -50,6 +55,13 @@ def test_numbers_of_the_models_own_tensors_are_known(name: str) -> None:
     assert torch.equal(module.strides, torch.tensor([8.0, 16.0]))
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+def _changed(x: torch.Tensor) -> torch.Tensor:
+    flags = torch.zeros(2)
+    first = flags[:1]
+    first.copy_(x.abs().max())
+    return x.mean((2, 3)) * (2.0 if flags.max() > 0.0 else 1.0)
 
 
 class Counter(nn.Module):
@@ -74,6 +86,12 @@ class Counter(nn.Module):
             Net(lambda net, x: x.mean((2, 3)) * float((x * net.gain).mean() > -9.0), gain=torch.ones(1)),
             id="computed of both",
         ),
+        pytest.param(
+            Net(lambda net, x: x.mean((2, 3)) * (2.0 if torch.ones(x.shape[0]).sum() > 4.0 else 1.0)),
+            id="computed of the size of the batch",
+        ),
+        pytest.param(Net(lambda net, x: x.mean((2, 3)) * (2.0 if torch.rand(3).sum() < 9.0 else 1.0)), id="random"),
+        pytest.param(Net(lambda net, x: _changed(x)), id="changed by the input"),
     ],
 )
 def test_numbers_that_differ_from_call_to_call_are_refused(module: nn.Module) -> None:
@@ -92,6 +110,27 @@ class TakesAny(nn.Module):
         assert not options
         found: torch.Tensor = self.conv(*inputs)
         return found
+
+
+class Patient(nn.Module):
+    """Calls layers with an argument that some do not take, as speechbrain's containers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            try:
+                x = layer(x, lengths=None)
+            except TypeError:
+                x = layer(x)
+        return x
+
+
+def test_errors_that_the_model_catches_are_no_errors() -> None:
+    graph = captured(Patient())
+    assert "layers.0" in [str(node.target) for node in graph.graph.nodes]
 
 
 def test_forward_may_take_any_arguments() -> None:

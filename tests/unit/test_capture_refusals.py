@@ -55,6 +55,20 @@ class ForNumpy(nn.Module):
         return torch.from_numpy(x.numpy() * 2.0).mean((2, 3))  # the line to be named
 
 
+class AboveTheFloor(nn.Module):
+    """Decibels above a floor below the loudest value of a sample, or of all samples as torchaudio takes (n, f, t)."""
+
+    def __init__(self, *, of_all: bool) -> None:
+        super().__init__()
+        self.conv, self.of_all = nn.Conv2d(3, 4, 3), of_all
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        decibels = 10.0 * torch.log10((x * x).clamp(min=1e-10))
+        top = decibels.amax() if self.of_all else decibels.amax((1, 2, 3), keepdim=True)  # the line to be named
+        found: torch.Tensor = self.conv(torch.maximum(decibels, top - 80.0)).mean((2, 3))
+        return found
+
+
 class FiltersBySample(nn.Module):
     """A mixture of two filters of volumes for each sample."""
 
@@ -246,3 +260,19 @@ def test_dependence_on_the_batch_shows_in_any_sample() -> None:
 def test_a_shape_that_depends_on_the_batch_is_told_by_its_sizes() -> None:
     message = refusal(Net(lambda _, x: x.mean((2, 3)).squeeze() if x.dim() else x)).message
     assert "3 samples alone give (9,), together (3, 3)" in message
+
+
+def test_a_floor_that_the_loudest_sample_of_a_batch_sets_is_refused() -> None:
+    error = refusal(AboveTheFloor(of_all=True))
+    assert "depends on the other samples of its batch: beside one that is 1000 times as large" in error.message
+    assert "# the line to be named" in error.message
+    assert "keepdim=True" in str(error.hint)
+    captured(AboveTheFloor(of_all=False))
+
+
+def test_a_maximum_of_all_samples_that_changes_no_answer_is_taken() -> None:
+    def soft(net: Net, x: torch.Tensor) -> torch.Tensor:
+        weights = (x / 100.0 - x.amax() / 100.0).exp()  # which keeps exp from infinity
+        return weights.mean((2, 3)) / weights.sum((1, 2, 3)).unsqueeze(1)
+
+    captured(Net(soft))

@@ -30,6 +30,7 @@ from cpupack.stages.capture.leveling import level_inputs
 from cpupack.stages.capture.naming import name_calls
 from cpupack.stages.capture.proof import Proof
 from cpupack.stages.capture.raising import (
+    meets_all_samples,
     raise_graph,
     refuse_counts_of_samples,
     refuse_numbers,
@@ -122,6 +123,8 @@ def _proven(
     rewrites = _Rewrites(exported, (*usual, level, merge_batch_norms), batch[:2], progress)
     graph, used = rewrites.applied()
     proof.check_model()
+    if not model.signature.takes_rows and (where := meets_all_samples(exported)):  # rows hold counts and places, too
+        proof.check_far_apart(where)
     refuse_pairs_of_samples(exported)
     refuse_numbers(exported)  # most of them depend on the whole batch, which has been told
     while (wrong := proof.wrong_rewrite(graph, used, rewrites.only)) is not None:

@@ -11,7 +11,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from cpupack.graph.needed import needed
 from cpupack.model.user_code import describe_failure, is_library
 from cpupack.stages.capture.exportable import WithoutData, exportable
 from cpupack.stages.capture.inplace import make_functional
+from cpupack.stages.capture.made_of_numbers import MadeOfNumbers
 
 HINT = "docs/how-to/capture-refused.md says what to change in a model that cannot be captured"
 _LOGGING = Path(logging.__file__)
@@ -87,20 +88,26 @@ def batch_is_fixed(size: int, lines: tuple[str, ...]) -> ModelError:
 def _exported(
     module: nn.Module, example: torch.Tensor, states: list[torch.Tensor], lines: list[str]
 ) -> ExportedProgram:
-    def exported(way: contextlib.AbstractContextManager[object]) -> ExportedProgram:
-        with torch.no_grad(), _quiet(lines), exportable([example, *states]), way:
-            return torch.export.export(module, (example,), dynamic_shapes=(_sizes_like(module),), strict=False)
+    ways: list[Callable[[], contextlib.AbstractContextManager[object]]] = []
+    while True:
+        try:
+            with torch.no_grad(), _quiet(lines), exportable([example, *states]), contextlib.ExitStack() as stack:
+                for way in ways:
+                    stack.enter_context(way())
+                return torch.export.export(module, (example,), dynamic_shapes=(_sizes_like(module),), strict=False)
+        # torch.export raises errors of many classes, its own among them; all are about the user's model.
+        except Exception as error:
+            other = _other_way(error)
+            if other is None or other in ways:
+                raise ModelError(_told(error), hint=_advice(error)) from error
+            ways.append(other)
 
-    # torch.export raises errors of many classes, its own among them; all are about the user's model.
-    try:
-        return exported(contextlib.nullcontext())
-    except Exception as error:
-        if _LOST not in str(error):
-            raise ModelError(_told(error), hint=_advice(error)) from error
-    try:
-        return exported(WithoutData())
-    except Exception as error:
-        raise ModelError(_told(error), hint=_advice(error)) from error
+
+def _other_way(error: Exception) -> Callable[[], contextlib.AbstractContextManager[object]] | None:
+    """Return what may mend an export that failed, None where nothing may. All exports would be slower with it."""
+    if _LOST in str(error):
+        return WithoutData
+    return MadeOfNumbers if _depends_on_values(error) else None
 
 
 def _sizes_like(module: nn.Module) -> Any:
@@ -119,8 +126,12 @@ def depends_on_values(where: str) -> ModelError:
     )
 
 
+def _depends_on_values(error: Exception) -> bool:
+    return "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__
+
+
 def _told(error: Exception) -> str:
-    if "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__:
+    if _depends_on_values(error):
         return f"the model cannot be captured: a line depends on the values of a tensor{_line_of(error)}"
     return f"the model cannot be captured: {describe_failure(error)}"
 
@@ -131,7 +142,7 @@ def _advice(error: Exception) -> str:
             "pass the tensor itself, not a list of its values: pack_padded_sequence, for example, takes lengths.cpu(). "
             + HINT
         )
-    if "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__:
+    if _depends_on_values(error):
         return (
             "compute both ways and choose with torch.where, or keep that part out of the model that is packaged; or "
             'give the model its own QuantStub and DeQuantStub (eager mode), or use [quantize] mode = "dynamic". ' + HINT

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._subclasses import fake_tensor
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
@@ -36,6 +36,7 @@ def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
             _with_written_out_takes,
             _with_written_out_rounding,
             _with_broadcast_masks,
+            _with_caught_errors,
             quick_recurrences,
         ):
             stack.enter_context(each())
@@ -196,6 +197,28 @@ def _with_broadcast_masks() -> Iterator[None]:
         _replaced(library, "_vmap_expansion_sdpa", expansion),
         _replaced(library, "TransformGetItemToIndex", nullcontext),  # which vmap needs, and export cannot follow
     ):
+        yield
+
+
+@contextmanager
+def _with_caught_errors() -> Iterator[None]:
+    """Have a call of a layer that fails leave no trace: ``try: layer(x, lengths) except TypeError: layer(x)``.
+
+    torch notes the layers that it is inside of, and would still be inside of that one.
+    """
+    kind: Any = fx.Tracer
+    plain = kind.call_module
+
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outside = len(self.module_stack)
+        try:
+            return plain(self, *args, **kwargs)
+        except BaseException:
+            while len(self.module_stack) > outside:
+                self.module_stack.popitem(last=True)
+            raise
+
+    with _replaced(kind, "call_module", called):
         yield
 
 

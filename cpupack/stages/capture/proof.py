@@ -20,6 +20,8 @@ _TOLERANCE = 1e-3
 _OTHERS = 1e-7
 """An output that is zero but for rounding may differ by that share of the largest of all outputs."""
 _REPEATS = 8
+_FAR_APART = (1.0, 1e-3, 1e3)
+"""Factors for the three samples."""
 
 
 def close(expected: torch.Tensor, actual: torch.Tensor, places: Sequence[slice] = ()) -> bool:
@@ -85,6 +87,29 @@ class Proof:
             f"{float(alone.abs().max()):.3g})",
             hint="look for a mean, a softmax or other statistics over dimension 0, the batch. " + HINT,
         )
+
+    def check_far_apart(self, where: str) -> None:
+        """Raise ModelError where samples that are far larger change a sample's answer; ``where`` all of them meet.
+
+        A floor 80 dB below the loudest sample of a batch does not show in samples that are as loud as each other.
+        """
+        batch = self._batch * torch.tensor(_FAR_APART).reshape(-1, *[1] * (self._batch.ndim - 1))
+        try:
+            together = _answer(self._module, batch)
+            alone = torch.cat([_answer(self._module, batch[place : place + 1]) for place in range(len(batch))])
+        except (RuntimeError, TypeError, ValueError, LookupError):
+            return  # the model's own checks of its input
+        if alone.shape != together.shape or not bool(torch.isfinite(torch.cat([alone, together])).all()):
+            return
+        for one, other in zip(alone.split(1), together.split(1), strict=True):
+            if not close(one, other, self._places):
+                raise ModelError(
+                    "the model's answer to a sample depends on the other samples of its batch: beside one that is "
+                    f"{_FAR_APART[-1]:g} times as large it differs by {_gap(one, other):.3g} (largest output "
+                    f"{float(one.abs().max()):.3g}); all samples meet in {where}",
+                    hint="take the maximum or mean of each sample: dim=(1, 2, ...) with keepdim=True. AmplitudeToDB of "
+                    "torchaudio with top_db needs (batch, 1, frequencies, time): unsqueeze(1) before it. " + HINT,
+                )
 
     def wrong_rewrite(
         self,

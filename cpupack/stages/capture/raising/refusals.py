@@ -56,3 +56,24 @@ def refuse_pairs_of_samples(exported: Exported) -> None:
                 "transpose(-1, -2) of a tensor (batch, tokens) needs a third dimension. "
                 "docs/how-to/capture-refused.md says more",
             )
+
+
+_SHAPE_ALONE = ("new_", "_like", "sym_", "empty", "zeros", "ones", "full")
+"""Calls that take of a tensor its shape or its type."""
+
+
+def meets_all_samples(exported: Exported) -> str | None:
+    """Return the line of a call that makes of a batch a float tensor with no dimension of its size; None without one.
+
+    A maximum of the whole batch is one. Whether it changes the answers is to be tried: many are compared and no more.
+    """
+    for node in needed(exported.result):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or any(map(is_dynamic, value.shape)):
+            continue
+        name = node.target._opname if isinstance(node.target, OpOverload) else ""
+        taken = [each.meta.get("val") for each in node.all_input_nodes]
+        of_batch = any(isinstance(each, torch.Tensor) and any(map(is_dynamic, each.shape)) for each in taken)
+        if name and of_batch and not any(each in name for each in _SHAPE_ALONE):
+            return f"{scope_of(node)}{line_of(node)}"
+    return None
