@@ -173,6 +173,12 @@ def test_the_example_compiles_as_the_readme_says_and_prints_what_the_runner_retu
     with Runner(package_of[kind]) as runner:
         expected = runner((PIXELS if kind == "images" else FLOATS)[:1])[0]
     np.testing.assert_array_equal(numbers(ran.stdout), expected)
+    whole = (copy / "input.raw").read_bytes()
+    for other in (whole + b"x", whole[:-1]):  # another image, or float64 values
+        (copy / "input.raw").write_bytes(other)
+        assert call(copy / "example", copy / "model.cpk", copy / "input.raw").stderr.decode() == (
+            f"{copy}/input.raw is not a file of the {len(whole)} bytes that the model takes\n"
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 3])

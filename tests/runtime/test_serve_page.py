@@ -175,6 +175,28 @@ def test_a_model_of_several_inputs_has_a_field_for_each(named_server: Served, ta
         assert tab.run(CONTRAST) >= 4.5
 
 
+def test_the_next_state_takes_the_place_of_a_file_and_of_many_values(
+    named_server: Served, tab: Tab, tmp_path: Path
+) -> None:
+    tab.open(f"http://127.0.0.1:{named_server.port}/")
+    tab.wait("document.querySelectorAll('.field').length === 3")
+    made = "{ ...inputs[1], name: 'h', state: 'h', sample: [2, 2], shape: [-1, 2, 2] }"
+    large = "{ ...inputs[1], name: 'g', state: 'g', sample: [2, 15000], shape: [-1, 2, 15000] }"
+    tab.run(f"drawFields({{ name: 'x', version: '1', inputs: [{made}, {large}] }}); drawFields = () => {{}}")  # no more
+    np.save(tmp_path / "h.npy", np.ones((2, 2), np.float32))
+    tab.choose_file("#input-0-hint ~ input", tmp_path / "h.npy")
+    tab.run(
+        "keepStates({ h: { shape: [2, 2], data: [1, 2, 3, 4] }, g: { shape: [2, 15000], data: Array(30000).fill(2) } })"
+    )
+    assert tab.run("[inputs[0].file.files.length, inputs[0].text.value, inputs[0].text.disabled]") == [
+        0, "[[1,2],[3,4]]", False,
+    ]  # fmt: skip
+    assert tab.run("bodyOf({ named: true })[0].get('g').size") == 128 + 4 * 30000
+    assert "that of the last answer" in tab.run("document.querySelector('#input-1-hint').textContent")
+    length = "{ datatype: 'INT64', sample: [], default: null, vocabularies: [], vocabulary: 9, least: 1, state: null }"
+    assert tab.run(f"sample({length}, false)") == 1  # the runner refuses a length of 0
+
+
 @pytest.mark.parametrize(("datatype", "dtype"), [("FP32", "<f4"), ("INT64", "<i8"), ("UINT8", "|u1"), ("BOOL", "|b1")])
 def test_the_page_makes_files_that_numpy_reads(server: Served, tab: Tab, datatype: str, dtype: str) -> None:
     """For inputs that are too large to be typed."""
