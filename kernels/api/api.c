@@ -2,13 +2,13 @@
 #include "cpupack.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/limits.h"
 #include "api/model_file.h"
 #include "engine/baseline.h"
 #include "engine/engine.h"
@@ -17,9 +17,7 @@
 
 struct cpupack_model {
     struct cpupack_shape shape;
-    uint8_t *program;
-    int64_t program_bytes;
-    int32_t mask;
+    struct model_file file;
     struct session *session;
     pthread_mutex_t turn; /* held during a call */
     uint8_t *masked;      /* pixels with their mask, where the kernels do not add it; NULL until then */
@@ -48,26 +46,38 @@ static struct cpupack_shape shape_of(const struct cpupack_header *header, int32_
     return shape;
 }
 
+/* Whether the limits are about values that the model takes. Its program has been checked. */
+static int has_sound_limits(const struct model_file *file, const struct cpupack_shape *shape) {
+    const int64_t values = (int64_t)shape->height * shape->width * shape->float_channels;
+    for (int64_t i = 0; i < file->limit_count; i++)
+        if (!is_limit(&file->limits[i], values))
+            return 0;
+    return 1;
+}
+
 static struct cpupack_model *load(const char *path, int threads) {
-    struct model_header header;
-    uint8_t *program = map_program(path, &header, last_error, sizeof last_error);
-    if (program == NULL)
+    struct model_file file;
+    if (!open_model_file(path, &file, last_error, sizeof last_error))
         return NULL;
     struct cpupack_model *model = calloc(1, sizeof *model);
     struct session *session = model == NULL ? NULL : cpupack_new_session(threads);
     int code = session == NULL ? CPUPACK_ERROR_MEMORY : CPUPACK_OK;
     if (code == CPUPACK_OK)
-        code = cpupack_make_ready(session, program, header.program_bytes, 1);
-    if (code != CPUPACK_OK) {
-        fail("cannot load %s with %d threads: %s", path, threads, cpupack_error(code));
+        code = cpupack_make_ready(session, file.program, file.program_bytes, 1);
+    if (code == CPUPACK_OK)
+        model->shape = shape_of((const struct cpupack_header *)file.program, file.mask);
+    if (code != CPUPACK_OK || !has_sound_limits(&file, &model->shape)) {
+        if (code != CPUPACK_OK)
+            fail("cannot load %s with %d threads: %s", path, threads, cpupack_error(code));
+        else
+            fail("%s is damaged: it limits values that its model does not take; copy it again", path);
         cpupack_end_session(session);
         free(model);
-        unmap_program(program, header.program_bytes);
+        close_model_file(&file);
         return NULL;
     }
-    model->program = program, model->program_bytes = header.program_bytes, model->mask = header.mask;
+    model->file = file;
     model->session = session;
-    model->shape = shape_of((const struct cpupack_header *)program, header.mask);
     pthread_mutex_init(&model->turn, NULL);
     return model;
 }
@@ -96,7 +106,7 @@ void cpupack_free(struct cpupack_model *model) {
     if (model == NULL)
         return;
     cpupack_end_session(model->session);
-    unmap_program(model->program, model->program_bytes);
+    close_model_file(&model->file);
     pthread_mutex_destroy(&model->turn);
     free(model->masked);
     free(model);
@@ -128,8 +138,8 @@ static int fits(const struct cpupack_model *model, int64_t batch, int32_t channe
 }
 
 static int run(struct cpupack_model *model, const void *input, int is_float, int mask, int64_t batch, float *results) {
-    const int code =
-        cpupack_run(model->session, model->program, model->program_bytes, input, is_float, mask, batch, results);
+    const int code = cpupack_run(model->session, model->file.program, model->file.program_bytes, input, is_float, mask,
+                                 batch, results);
     return code == CPUPACK_OK ? 0 : fail("a batch of %" PRId64 " failed: %s", batch, cpupack_error(code));
 }
 
@@ -146,7 +156,7 @@ static int run_masked(struct cpupack_model *model, int64_t batch, const uint8_t 
     uint8_t *to = model->masked;
     for (size_t i = 0; i < places; i++, pixels += channels, to += channels + 1) {
         memcpy(to, pixels, channels);
-        to[channels] = (uint8_t)model->mask;
+        to[channels] = (uint8_t)model->file.mask;
     }
     return run(model, model->masked, 0, -1, batch, results);
 }
@@ -159,10 +169,11 @@ int cpupack_run_pixels(struct cpupack_model *model, int64_t batch, const uint8_t
     const struct cpupack_shape *shape = &model->shape;
     if (!fits(model, batch, shape->pixel_channels, "pixels", pixels, count, results, result_count))
         return -1;
-    const int added = model->mask >= 0 && shape->pixel_channels == 3 && shape->width <= CPUPACK_MASKED_WIDTH;
+    const int32_t mask = model->file.mask;
+    const int added = mask >= 0 && shape->pixel_channels == 3 && shape->width <= CPUPACK_MASKED_WIDTH;
     pthread_mutex_lock(&model->turn);
-    const int failed = added || model->mask < 0 ? run(model, pixels, 0, added ? model->mask : -1, batch, results)
-                                                : run_masked(model, batch, pixels, count, results);
+    const int failed = added || mask < 0 ? run(model, pixels, 0, added ? mask : -1, batch, results)
+                                         : run_masked(model, batch, pixels, count, results);
     pthread_mutex_unlock(&model->turn);
     return failed;
 }
@@ -174,10 +185,10 @@ int cpupack_run_floats(struct cpupack_model *model, int64_t batch, const float *
         return fail("the model is NULL");
     if (!fits(model, batch, model->shape.float_channels, "values", values, count, results, result_count))
         return -1;
-    for (size_t i = 0; i < count; i++)
-        if (!isfinite(values[i]))
-            return fail("value %zu of sample %zu is not finite", i % (count / (size_t)batch),
-                        i / (count / (size_t)batch));
+    const struct model_file *file = &model->file;
+    if (!within_limits(file->limits, file->limit_count, values, batch, (int64_t)count / batch, last_error,
+                       sizeof last_error))
+        return -1;
     pthread_mutex_lock(&model->turn);
     const int failed = run(model, values, 1, -1, batch, results);
     pthread_mutex_unlock(&model->turn);

@@ -16,7 +16,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 import numpy as np  # noqa: E402 - as the next
 
 from arm.programs import cases  # noqa: E402 - found by the line before
-from cpupack.runtime.export.model_file import header  # noqa: E402 - as the first
+from cpupack.runtime.export.limits import WHOLE, Limit  # noqa: E402 - as the first
+from cpupack.runtime.export.model_file import beginning  # noqa: E402 - as the first
 
 LARGEST = 64 * 1024
 """Bytes. Larger programs only slow the fuzzers down: their operators are in smaller ones, too."""
@@ -40,7 +41,8 @@ def write(directory: Path) -> int:
             program[IDENTITY] = how.to_bytes(4, "little") + number.to_bytes(4, "little")
             (targets[0] / f"{number:03}-{how}").write_bytes(program)
         whole = np.frombuffer(case.program, np.uint8)
-        (targets[1] / f"{number:03}").write_bytes(header(whole, None) + case.program)
+        limits = [Limit(WHOLE, 0, 1, 1, -1.0, 1.0)] if is_float and number % 2 else []
+        (targets[1] / f"{number:03}").write_bytes(beginning(whole, None, limits) + case.program)
         count += 1
     return count
 

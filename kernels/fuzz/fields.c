@@ -60,9 +60,8 @@ static void change(uint8_t *program, size_t size, uint64_t *state) {
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {
     uint64_t state = seed;
-    const size_t begin = size > sizeof(struct model_header) && memcmp(data, MODEL_MAGIC, 8) == 0 && next(&state) % 8
-                             ? sizeof(struct model_header)
-                             : 0;
+    const int is_model = size > sizeof(struct model_header) && memcmp(data, MODEL_MAGIC, 8) == 0;
+    const size_t begin = is_model && next(&state) % 8 ? sizeof(struct model_header) : 0; /* limits are fields too */
     if (next(&state) % 8 == 0 || size < begin + 4)
         return LLVMFuzzerMutate(data, size, most);
     if (next(&state) % 32 == 0)

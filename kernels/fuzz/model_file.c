@@ -17,16 +17,25 @@ enum { MOST_VALUES = 1 << 22 }; /* of an input or of results: what is larger is 
 static void forge(uint8_t *file, size_t size) {
     struct model_header header;
     memcpy(&header, file, sizeof header);
-    sums_of(file + sizeof header, (int64_t)(size - sizeof header), header.mask, header.sums);
-    header.program_bytes = (int64_t)(size - sizeof header);
+    const int64_t contents = (int64_t)(size - sizeof header);
+    if (header.limits < 0 || header.limits > MOST_LIMITS || bytes_of_limits(header.limits) > contents)
+        header.limits = 0;
+    sums_of(file + sizeof header, contents, header.mask, header.sums);
+    header.program_bytes = contents - bytes_of_limits(header.limits);
     memcpy(file, &header, sizeof header);
 }
 
 static int has_large_arena(const uint8_t *file, size_t size) {
+    struct model_header header;
     struct cpupack_header program;
-    if (size < sizeof(struct model_header) + sizeof program)
+    if (size < sizeof header + sizeof program)
         return 0;
-    memcpy(&program, file + sizeof(struct model_header), sizeof program);
+    memcpy(&header, file, sizeof header);
+    const int sound = header.limits >= 0 && header.limits <= MOST_LIMITS;
+    const size_t begin = sizeof header + (sound ? (size_t)bytes_of_limits(header.limits) : 0);
+    if (size < begin + sizeof program)
+        return 0;
+    memcpy(&program, file + begin, sizeof program);
     return program.arena_bytes > 64 << 20;
 }
 

@@ -13,7 +13,7 @@ import pytest
 from cpupack.runtime.bench import compare as bench_compare
 from cpupack.runtime.bench.compare import format_comparison, read_reference
 from cpupack.runtime.bench.options import BUILD
-from cpupack.runtime.bench.verdict import late_generator, other_place, overload, unsettled
+from cpupack.runtime.bench.verdict import late_client, late_generator, other_place, overload, unsettled
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.host import frequency
 from cpupack.runtime.manifest import read_manifest
@@ -172,6 +172,10 @@ def test_servers_reasons() -> None:
     assert "7 requests were never served" in overload(100.0, 99.0, 7)[0]
     assert overload(100.0, 90.0, 0)[0].startswith("overloaded: 90.0 of 100.0")
     assert late_generator(0.3, 1.0)[0].startswith("late load generator")
+    assert late_client(1.0, 10.0) == []
+    assert late_client(1.1, 10.0)[0].startswith(
+        "late client: requests were sent up to 1.10 ms after their time (p99), and the latency at p99 is 10.00 ms"
+    )
     assert unsettled(False, 5.0)[0].startswith("not warm")
 
 

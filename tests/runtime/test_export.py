@@ -18,10 +18,13 @@ import cpupack.runtime
 from cpupack.runtime import cli
 from cpupack.runtime.engine import library as native_library
 from cpupack.runtime.errors import InputError, IntegrityError
-from cpupack.runtime.export import model_file
+from cpupack.runtime.export import model_file, write
+from cpupack.runtime.export.limits import Limit, limits_of
 from cpupack.runtime.export.write import export_c
 from cpupack.runtime.manifest import read_manifest
+from cpupack.runtime.rows import batch_of
 from cpupack.runtime.runner import Runner
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.stages.package import stage_project
 from helpers.c_programs import CALLER, EMPTY, call, compile_c, needs_cc, needs_cxx, numbers
 from helpers.lowered import needs_kernels
@@ -86,7 +89,8 @@ def test_the_directory_has_what_the_readme_lists(exported: Path, package_of: dic
 def test_the_model_file_begins_with_its_header(exported: Path, package_of: dict[str, Path]) -> None:
     data = (exported / "model.cpk").read_bytes()
     magic, version, mask, size = struct.unpack_from("<8siiq", data)
-    assert (magic, version, size) == (b"CPKMODEL", 1, len(data) - 64)
+    assert (magic, version, size) == (b"CPKMODEL", 2, len(data) - 64)
+    assert struct.unpack_from("<q", data, 40) == (0,)  # limits
     assert 0 <= mask <= 255
     words = np.frombuffer(data[64:] + bytes(-size % 8), "<u8")
     placed = sum(int(word) * place for place, word in enumerate(words, start=1))
@@ -169,6 +173,12 @@ def test_the_example_compiles_as_the_readme_says_and_prints_what_the_runner_retu
     with Runner(package_of[kind]) as runner:
         expected = runner((PIXELS if kind == "images" else FLOATS)[:1])[0]
     np.testing.assert_array_equal(numbers(ran.stdout), expected)
+    whole = (copy / "input.raw").read_bytes()
+    for other in (whole + b"x", whole[:-1]):  # another image, or float64 values
+        (copy / "input.raw").write_bytes(other)
+        assert call(copy / "example", copy / "model.cpk", copy / "input.raw").stderr.decode() == (
+            f"{copy}/input.raw is not a file of the {len(whole)} bytes that the model takes\n"
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -240,6 +250,73 @@ def test_values_that_are_not_finite_are_an_error(exported: Path, caller: Path, v
     assert said == "run: value 7 of sample 1 is not finite\n"
 
 
+def test_values_that_are_too_large_for_sums_are_an_error_as_in_python(exported: Path, caller: Path) -> None:
+    batch = BY_PIXELS[:1].copy()
+    batch.flat[5] = -3e38
+    said = failure(caller, exported / "model.cpk", 1, 1, 1, "floats", EACH, 3, stdin=batch.tobytes())
+    assert said == "run: value 5 of sample 0 is -3e+38; it must be at most 1e+30\n"
+    with pytest.raises(InputError, match="at most 1e\\+30"):
+        batch_of(TensorSpec("x", (EACH,)), batch.reshape(1, -1))
+
+
+INPUTS = (
+    TensorSpec("ids", (4,), "int64", vocabulary=10),
+    TensorSpec("gate", (), "bool"),
+    TensorSpec("columns", (2, 2), "int64", vocabulary=20, vocabularies=(3, 20)),
+    TensorSpec("free", (2,), "float32"),
+    TensorSpec("length", (), "int64", vocabulary=8, blank=0.0),
+    TensorSpec("mask", (3,), "int64", vocabulary=2, blank=0.0),
+    TensorSpec("code", (1,), "uint8"),
+    TensorSpec("any", (1,), "int64"),
+    TensorSpec("time", (5, 2), "float32", names=("time", "")),
+)
+SOUND = [1, 2, 9, 0, 1, 2, 19, 0, 0, 0.5, -7.25, 7, 0, 1, 0, 255, -(2**24), *[0.25] * 10, 5]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (0, 1.5, "value 0 of sample 1 is 1.5; it must be a whole number from 0 to 9"),
+        (3, 10, "value 3 of sample 1 is 10; it must be a whole number from 0 to 9"),
+        (3, -1, "value 3 of sample 1 is -1; it must be a whole number from 0 to 9"),
+        (4, 5, "value 4 of sample 1 is 5; it must be a whole number from 0 to 1"),
+        (7, 3, "value 7 of sample 1 is 3; it must be a whole number from 0 to 2"),
+        (8, 20, "value 8 of sample 1 is 20; it must be a whole number from 0 to 19"),
+        (11, 0, "value 11 of sample 1 is 0; it must be a whole number from 1 to 7"),
+        (13, 0, "values 12 to 14 of sample 1 all are 0, which makes a sequence without a step"),
+        (15, 256, "value 15 of sample 1 is 256; it must be a whole number from 0 to 255"),
+        (16, 2.0**25, "value 16 of sample 1 is 33554432; it must be a whole number from -16777216 to 16777216"),
+        (27, 6, "value 27 of sample 1 is 6; it must be 5"),
+    ],
+)
+def test_values_that_an_input_cannot_have_are_an_error(
+    made: Path, caller: Path, tmp_path: Path, place: int, value: float, said: str
+) -> None:
+    """C gives every input as float32. The model is one of more values, which are free."""
+    program = np.frombuffer((made / "arrays" / "c" / "model.cpk").read_bytes()[64:], np.uint8)
+    path = tmp_path / "model.cpk"
+    path.write_bytes(model_file.beginning(program, None, limits_of(INPUTS)) + program.tobytes())
+    batch = np.full((2, EACH), 0.5, np.float32)
+    batch[:, : len(SOUND)] = SOUND
+    arguments = path, 1, 2, 1, "floats", 2 * EACH, 6
+    assert call(caller, *arguments, stdin=batch.tobytes()).returncode == 0
+    batch[1, place] = value
+    assert failure(caller, *arguments, stdin=batch.tobytes()) == f"run: {said}\n"
+
+
+@pytest.mark.parametrize(
+    "limit", [Limit(2, 0, 1, 1, 0, 1), Limit(0, EACH, 1, 1, 0, 1), Limit(0, -1, 1, 1, 0, 1), Limit(0, 0, 0, 1, 0, 1),
+              Limit(0, 0, 2, EACH, 0, 1), Limit(1, 0, 2**31 - 1, 2**31 - 1, 0, 1), Limit(0, 0, 1, 0, 0, 1)]
+)  # fmt: skip
+def test_limits_of_values_that_the_model_does_not_have_are_an_error(
+    made: Path, caller: Path, tmp_path: Path, limit: Limit
+) -> None:
+    program = np.frombuffer((made / "arrays" / "c" / "model.cpk").read_bytes()[64:], np.uint8)
+    (tmp_path / "model.cpk").write_bytes(model_file.beginning(program, None, [limit]) + program.tobytes())
+    said = failure(caller, tmp_path / "model.cpk", 1, 1, 1, "floats", EACH, 3)
+    assert "is damaged: it limits values that its model does not take; copy it again" in said
+
+
 @pytest.mark.parametrize("threads", [0, -1, 4097])
 def test_a_number_of_threads_that_cannot_be_is_an_error(exported: Path, caller: Path, threads: int) -> None:
     said = failure(caller, exported / "model.cpk", threads, 1, 1, "pixels", EACH, 3)
@@ -297,7 +374,7 @@ def test_a_program_that_was_damaged_before_it_was_summed_ends_no_process(
     for _ in range(60):
         damaged = program.copy()
         damaged[int(rng.integers(0, 64 + 48 * 6 + 160 * 6))] ^= np.uint8(1 << int(rng.integers(8)))
-        (tmp_path / "model.cpk").write_bytes(model_file.header(damaged, 255) + damaged.tobytes())
+        (tmp_path / "model.cpk").write_bytes(model_file.beginning(damaged, 255) + damaged.tobytes())
         done = call(caller, tmp_path / "model.cpk", 2, 1, 1, "pixels", EACH, 3, stdin=PIXELS[:1].tobytes())
         assert done.returncode in (0, 3, 5), done.returncode
         refused += done.returncode == 3
@@ -309,7 +386,7 @@ def test_the_number_of_another_version_is_said(exported: Path, caller: Path, tmp
     data[8] = 7
     (tmp_path / "model.cpk").write_bytes(data)
     said = failure(caller, tmp_path / "model.cpk", 1, 1, 1, "pixels", EACH, 3)
-    assert "has version 7 and this library reads 1; export both together" in said
+    assert "has version 7 and this library reads 2; export both together" in said
 
 
 # --- the header and the library
@@ -325,6 +402,11 @@ def test_every_function_of_the_header_is_exported(exported: Path) -> None:
     library = native_library.open_library()
     for name in functions:
         assert hasattr(library, name)
+
+
+def test_the_readme_says_where_a_state_comes_from() -> None:
+    rows = write._places((TensorSpec("x", (4,)), TensorSpec("h", (2,), default=0.0, state="next_h")), None)
+    assert rows[-1] == "| 4 to 5 | `h`, an array (2,); 0 at the beginning, then what `next_h` was in the call before |"
 
 
 def test_the_example_is_forty_lines_at_most() -> None:

@@ -158,9 +158,10 @@ def test_files_that_give_no_bytes_say_what_to_do(runner: Runner, tmp_path: Path)
     [
         ("https://example.org/a.jpg", r"^https://example\.org/a\.jpg: no such file; it looks like a URL"),
         ("s3://bucket/a.jpg", r"^s3://bucket/a\.jpg: no such file; it looks like a URL"),
+        ("data:image/png;base64,AA", r"no such file; it looks like a data URL: decode its base64"),
+        ("", "^the path of an input is empty$"),
         ("a\0b.png", r"^'a\\x00b\.png' is not a path: embedded null byte"),
         ("x" * 5000, "cannot be read: File name too long"),
-        ("", "no such file"),
         ("/", "is a directory"),
     ],
 )

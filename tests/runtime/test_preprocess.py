@@ -238,6 +238,7 @@ def test_damaged_bytes_raise_nothing_else(kind: str) -> None:
         (np.zeros((2, 8, 8, 3), np.uint8), r"shape \(2, 8, 8, 3\); expected \(height, width, channels\)"),
         (np.zeros((0, 8, 3), np.uint8), "shape"),
         (np.zeros(7, np.uint8), "shape"),
+        (np.ma.masked_array(np.zeros((4, 4, 3), np.uint8)), r"masked array; expected a plain one: filled\(0\)"),
     ],
 )
 def test_unusable_arrays(array: np.ndarray, message: str) -> None:

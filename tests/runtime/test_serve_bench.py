@@ -46,7 +46,7 @@ def test_every_request_of_the_schedule_is_accounted_for(package_dir: Path, serve
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["answered"] + found["refused"] + found["failed"] == found["requests"] > 0
-    assert (found["failed"], found["passed"], found["body"]) == (0, True, "tensors of 1 KB")
+    assert (found["failed"], found["passed"], found["body"]) == (0, True, "tensors of 768 bytes")
     assert found["client"]["cpu_s"] > 0
     assert found["valid"] is False  # 80 requests are too few for a p99
     assert any("a p99 needs 459" in reason for reason in found["invalid_reasons"])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cpupack.runtime.tasks.answer import Answer
 from cpupack.runtime.tasks.draw import colour_of
+from cpupack.runtime.tasks.fill import Filled, Guess
+from cpupack.runtime.tasks.tokens import Labelled, Span
 from helpers.browser import BROWSER, CONTRAST, Tab, browsing
 from helpers.named_package import write_named_package
 from helpers.once import once
@@ -83,6 +88,44 @@ def test_a_model_that_finds_nothing_says_so_and_long_lists_are_cut(server: Serve
     assert tab.run("document.querySelector('#more').innerText") == "and 10 more"
 
 
+def test_scores_of_points_are_no_shares_and_lines_join_them(server: Served, tab: Tab) -> None:
+    """The largest value of a heat map may be anything. As a width in percent it made the page wider than the window."""
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    tab.wait("document.querySelectorAll('#card tr').length > 5")
+    points = "[0, 1, 3].map((index) => ({ label: `p${index}`, index, x: 9 * index, y: 5, score: 15.125 - 16 * index }))"
+    tab.run(f"present(rowsOf({{ points: {points} }}), {{ queue: 1, prepare: 1, compute: 1 }}, 5)")
+    rows = tab.run("[...document.querySelectorAll('#classes li')].map((e) => e.innerText.replaceAll('\\n', ' '))")
+    assert rows == ["p0 (0, 5) score 15.13", "p1 (9, 5) score -0.875", "p3 (27, 5) score -32.88"]
+    tab.run(f"skeleton = [[0, 1], [1, 2], [3, 0]]; mark({{ width: 40, height: 30, points: {points} }})")
+    lines = (
+        "[...document.querySelectorAll('#marks line')].map((e) => ['x1', 'x2'].map((each) => +e.getAttribute(each)))"
+    )
+    assert tab.run(lines) == [[0, 9], [27, 0]]
+    one = "{ label: 'cat', index: 1, score: 3.5, box: [1, 2, 3, 4] }"
+    tab.run(f"present(rowsOf({{ detections: [{one}] }}), {{ queue: 1, prepare: 1, compute: 1 }}, 5)")
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(
+    ("result", "rows"),
+    [
+        (Labelled((Span("PER", 0.75, 0, 8, "Anna Lee"),), ()), ["PER Anna Lee (0-8) 75.0 %"]),
+        (Answer("Rio", 0.5, 18, 21, 0.25), ["Rio (18-21) 50.0 %"]),
+        (
+            Filled(((Guess("cat", 4, 0.5), Guess("dog", 5, 0.25)), (Guess("runs", 8, 1.0),))),
+            ["cat gap 1 50.0 %", "dog gap 1 25.0 %", "runs gap 2 100.0 %"],
+        ),
+    ],
+)  # fmt: skip
+def test_results_that_lie_in_a_text_have_rows(server: Served, tab: Tab, result: Any, rows: list[str]) -> None:
+    """The page said that nothing was found."""
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    tab.wait("document.querySelectorAll('#card tr').length > 5")
+    tab.run(f"present(rowsOf({json.dumps(result.to_dict())}), {{ queue: 1, prepare: 1, compute: 1 }}, 5)")
+    shown = "[...document.querySelectorAll('#classes li')].map((e) => e.innerText.replaceAll('\\n', ' '))"
+    assert tab.run(shown) == rows
+
+
 def test_it_takes_an_image_that_is_dropped(server: Served, tab: Tab) -> None:
     tab.open(f"http://127.0.0.1:{server.port}/")
     tab.run("""
@@ -130,6 +173,28 @@ def test_a_model_of_several_inputs_has_a_field_for_each(named_server: Served, ta
     for scheme in ("light", "dark"):
         tab.scheme(scheme)
         assert tab.run(CONTRAST) >= 4.5
+
+
+def test_the_next_state_takes_the_place_of_a_file_and_of_many_values(
+    named_server: Served, tab: Tab, tmp_path: Path
+) -> None:
+    tab.open(f"http://127.0.0.1:{named_server.port}/")
+    tab.wait("document.querySelectorAll('.field').length === 3")
+    made = "{ ...inputs[1], name: 'h', state: 'h', sample: [2, 2], shape: [-1, 2, 2] }"
+    large = "{ ...inputs[1], name: 'g', state: 'g', sample: [2, 15000], shape: [-1, 2, 15000] }"
+    tab.run(f"drawFields({{ name: 'x', version: '1', inputs: [{made}, {large}] }}); drawFields = () => {{}}")  # no more
+    np.save(tmp_path / "h.npy", np.ones((2, 2), np.float32))
+    tab.choose_file("#input-0-hint ~ input", tmp_path / "h.npy")
+    tab.run(
+        "keepStates({ h: { shape: [2, 2], data: [1, 2, 3, 4] }, g: { shape: [2, 15000], data: Array(30000).fill(2) } })"
+    )
+    assert tab.run("[inputs[0].file.files.length, inputs[0].text.value, inputs[0].text.disabled]") == [
+        0, "[[1,2],[3,4]]", False,
+    ]  # fmt: skip
+    assert tab.run("bodyOf({ named: true })[0].get('g').size") == 128 + 4 * 30000
+    assert "that of the last answer" in tab.run("document.querySelector('#input-1-hint').textContent")
+    length = "{ datatype: 'INT64', sample: [], default: null, vocabularies: [], vocabulary: 9, least: 1, state: null }"
+    assert tab.run(f"sample({length}, false)") == 1  # the runner refuses a length of 0
 
 
 @pytest.mark.parametrize(("datatype", "dtype"), [("FP32", "<f4"), ("INT64", "<i8"), ("UINT8", "|u1"), ("BOOL", "|b1")])

@@ -160,6 +160,16 @@ def late_generator(late_ms: float, latency_ms: float) -> list[str]:
     ]
 
 
+def late_client(late_ms: float, latency_ms: float) -> list[str]:
+    """Return a sentence when the client of a server, not the server, makes up much of the latency at p99."""
+    if late_ms <= MAX_LATE_SHARE * latency_ms:
+        return []
+    return [
+        f"late client: requests were sent up to {late_ms:.2f} ms after their time (p99), and the latency at p99 is "
+        f"{latency_ms:.2f} ms (limit {MAX_LATE_SHARE:.0%} of it); leave a CPU free for the client"
+    ]
+
+
 def other_place(host: Mapping[str, Any], built_on: Mapping[str, Any], built_torch: str | None) -> list[str]:
     """Return a sentence for each way in which this host differs from the build's, or is unsteady.
 

@@ -25,6 +25,7 @@ from ..signature import Signature, signature_of
 from ..tensor_spec import TensorSpec, engine_input_shape, ids_text, input_places, takes_rows
 from ..text.spec import spec_of
 from . import model_file
+from .limits import limits_of
 
 MODEL, LIBRARY, README, LABELS = "model.cpk", "libcpupack.so", "README.md", "labels.txt"
 SOURCES = ("cpupack.h", "example.c")
@@ -63,10 +64,11 @@ def export_c(
         raise InputError(f"{manifest.name} {manifest.version} cannot be exported to C, because {reason}")
     asked = _asked_size(manifest, size)
     program = _of_size(read_program(model), manifest, asked)
+    specs = signature_of(manifest).inputs_of_size(asked)
     spec = None if manifest.preprocess is None else PreprocessSpec.from_dict(manifest.preprocess)
     mask = mask_value(spec) if spec is not None and program.pixel_shape is not None else None
     contents: dict[str, Sequence[bytes | memoryview]] = {
-        MODEL: (model_file.header(program.memory, mask), program.memory.data),
+        MODEL: (model_file.beginning(program.memory, mask, limits_of(specs)), program.memory.data),
         LIBRARY: (native_library.path_for(manifest.target["cpu"]).read_bytes(),),
         README: (_readme(manifest, spec, program, asked).encode(),),
         **{name: ((_TEMPLATES / name).read_bytes(),) for name in SOURCES},
@@ -224,6 +226,8 @@ def _places(specs: Sequence[TensorSpec], size: Size | None) -> list[str]:
         elif spec.dtype != "float32":
             ids = ids_text(spec)
             order += " of zeros and ones" if spec.dtype == "bool" else " of whole numbers" + (f" {ids}" if ids else "")
+        if spec.state is not None:
+            order += f"; {spec.default or 0:g} at the beginning, then what `{spec.state}` was in the call before"
         rows.append(f"| {place.start} to {place.stop - 1} | {order} |")
     if names := names_of(specs):
         assert size is not None

@@ -34,8 +34,14 @@ def path_errors(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        url = "; it looks like a URL, and a runner reads no network: download it first" if "://" in name else ""
-        raise InputError(f"{shown}: no such file{url}") from None
+        if not name:
+            raise InputError("the path of an input is empty") from None
+        hint = ""
+        if name.startswith("data:"):
+            hint = "; it looks like a data URL: decode its base64, and hand in the bytes"
+        elif "://" in name:
+            hint = "; it looks like a URL, and a runner reads no network: download it first"
+        raise InputError(f"{shown}: no such file{hint}") from None
     except IsADirectoryError:
         raise InputError(f"{shown} is a directory, not a file") from None
     except OSError as error:

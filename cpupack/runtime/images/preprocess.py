@@ -225,6 +225,8 @@ def _out_of_memory(name: str, image: Image.Image) -> InputError:
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     shape = tuple(array.shape)
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError("image array is a masked array; expected a plain one: filled(0) gives masked pixels a value")
     if array.dtype != np.uint8:
         raise InputError(f"image array has dtype {array.dtype}; expected uint8 pixels (0..255)")
     if array.ndim not in {2, 3} or 0 in shape:

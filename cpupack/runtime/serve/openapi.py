@@ -7,7 +7,7 @@ from typing import Any
 from ..tasks.spec import CLASSIFICATION
 from ..text.spec import TEXT, TEXT_PAIR
 from ..text.texts import MOST_CHARACTERS
-from . import tensor_schemas
+from . import result_schemas, tensor_schemas
 from .model import ServedModel, TensorFacts
 from .service import MOST_DEADLINE_MS, PRIORITIES
 from .texts import TEXTS
@@ -161,13 +161,12 @@ def _object(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]
 
 
 def _schemas(model: ServedModel) -> dict[str, Any]:
-    text, number, whole, true_false = ({"type": name} for name in ("string", "number", "integer", "boolean"))
+    text, whole, true_false = ({"type": name} for name in ("string", "integer", "boolean"))
     tensor = _object(name=text, datatype=text, shape={"type": "array", "items": whole})
-    top = _object(label=text, index=whole, probability=number)
-    found = {"type": "array", "items": _object(top={"type": "array", "items": top})}
-    if model.kind != CLASSIFICATION:
-        found = {"type": "array", "items": {"type": "object"}}
-    timing = _object(queue=number, prepare=number, compute=number, batch=whole)
+    answered = _object(
+        ("name", "datatype", "shape"), **tensor["properties"], data={"type": "array"}, parameters={"type": "object"}
+    )
+    answered["properties"]["name"] = {"enum": [each.name for each in model.outputs_facts]}
     return {
         "Error": _object(error=text),
         "Live": _object(live=true_false),
@@ -182,9 +181,8 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
         "Arrays": _one_or_many("input", "inputs", tensor_schemas.array(model)),
         "Named": _one_or_many("input", "inputs", tensor_schemas.sample(model)),
         **(_texts() if model.takes_text else {}),
-        "Predictions": _object(
-            ("model", "version", "timing_ms"), model=text, version=text, task=text, predictions=found, timing_ms=timing,
-            outputs={"type": "array", "items": {"type": "object"}},
+        "Predictions": result_schemas.predictions(
+            model.kind, takes_text=model.takes_text, outputs=[each.name for each in model.outputs_facts]
         ),
         "InferRequest": _object(
             ("inputs",), id=text, parameters=_asked(), inputs=tensor_schemas.tensors(model),
@@ -195,7 +193,7 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
         ),
         "InferResponse": _object(
             ("model_name", "model_version", "outputs"), model_name=text, model_version=text, id=text,
-            outputs={"type": "array", "items": {"type": "object"}},
+            outputs={"type": "array", "items": answered},
         ),
     }  # fmt: skip
 

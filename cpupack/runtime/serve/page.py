@@ -53,6 +53,7 @@ def status(service: Service) -> dict[str, Any]:
             "description": manifest.model.get("description", ""),
             "random_weights": manifest.random_weights,
             "kind": model.kind,
+            "skeleton": (manifest.task or {}).get("skeleton", ()),
             "takes_images": model.takes_images,
             "takes_text": model.takes_text,
             "classifies": model.classifies,

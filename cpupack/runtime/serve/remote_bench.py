@@ -21,7 +21,7 @@ from ..bench import feeds
 from ..bench.options import BenchOptions
 from ..bench.server import MIN_REQUESTS, Load
 from ..bench.stats import latency_summary
-from ..bench.verdict import late_generator
+from ..bench.verdict import late_client
 from ..errors import HostError, InputError
 from ..manifest import Manifest, read_manifest
 from ..rows import random_batch
@@ -137,10 +137,10 @@ def _door(target: Target, manifest: Manifest, options: BenchOptions, access: Acc
         files = feeds.list_images(options.image_dir, manifest)[:_MOST_FILES]
         requests = [[_Tensor(inputs[0].name, BYTES, (1,), path.read_bytes())] for path in files]
         size = sum(len(each.body) for (each,) in requests) / len(requests)
-        what = f"{len(requests)} image files, {size / 1000:.0f} KB on average"
+        what = f"{len(requests)} image files, {_bytes_text(size)} on average"
     else:
         requests = _requests(inputs, options.seed)
-        what = f"tensors of {sum(len(each.body) for each in requests[0]) / 1000:.0f} KB"
+        what = f"tensors of {_bytes_text(sum(len(each.body) for each in requests[0]))}"
     headers = access.headers
     if target.protocol == "grpc":
         packed, method = [_message(manifest, each) for each in requests], f"/{SERVICE}/ModelInfer"
@@ -213,6 +213,10 @@ def _offer(door: Door, load: Load) -> tuple[Outcome, float, float]:
     return outcome, cpu_s, time.monotonic() - begin_s
 
 
+def _bytes_text(count: float) -> str:
+    return f"{count:.0f} bytes" if count < 1000 else f"{count / 1000:.0f} KB"
+
+
 def _result(
     target: Target,
     manifest: Manifest,
@@ -232,7 +236,7 @@ def _result(
         causes = "; ".join(f"{text} ({count})" for text, count in outcome.errors.items()) or "every request was refused"
         raise HostError(f"{target} answered no request: {causes}")
     summary, bound = latency_summary(latency_ms[answered]), options.max_latency_ms
-    reasons = late_generator(float(np.percentile(late_ms, 99)), summary["p99"])
+    reasons = late_client(float(np.percentile(late_ms, 99)), summary["p99"])
     if int(answered.sum()) < MIN_REQUESTS:
         reasons.append(f"only {int(answered.sum())} answers; a p99 needs {MIN_REQUESTS}: raise --duration")
     if cpu_s / took_s > _BUSY_CLIENT:

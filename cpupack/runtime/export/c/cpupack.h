@@ -57,7 +57,7 @@ int cpupack_run_pixels(struct cpupack_model *model, int64_t batch, const uint8_t
                        size_t result_count);
 
 /* The same for float32 values, normalized as in training, in the same order: batch x height x width x float_channels.
- * Values that are not finite are an error.
+ * Values that are not finite are an error. So are those that an input cannot have: an id of 1.5, a truth value of 5.
  */
 int cpupack_run_floats(struct cpupack_model *model, int64_t batch, const float *values, size_t count, float *results,
                        size_t result_count);

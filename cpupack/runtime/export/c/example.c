@@ -24,8 +24,8 @@ int main(int argc, char **argv) {
     void *input = malloc(bytes);
     float *results = (float *)malloc(outputs * sizeof *results);
     FILE *file = fopen(argv[2], "rb");
-    if (input == NULL || results == NULL || file == NULL || fread(input, 1, bytes, file) != bytes) {
-        fprintf(stderr, "cannot read the %zu bytes that the model takes from %s\n", bytes, argv[2]);
+    if (!input || !results || !file || fread(input, 1, bytes, file) != bytes || fgetc(file) != EOF) {
+        fprintf(stderr, "%s is not a file of the %zu bytes that the model takes\n", argv[2], bytes);
         return 1;
     }
 

@@ -13,7 +13,7 @@ function nested(shape, value) {
 
 // One value for each element of a sample: the default, or at random such as the input takes.
 function valueOf(one, random, column) {
-  if (!random || one.state) return one.datatype === "BOOL" ? Boolean(one.default) : one.default || 0;
+  if (!random || one.state) return one.datatype === "BOOL" ? Boolean(one.default) : one.default ?? one.least ?? 0;
   if (one.datatype === "BOOL") return Math.random() < 0.5;
   if (one.datatype === "FP32") return Number((Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random())).toFixed(3));
   const below = (one.vocabularies.length ? one.vocabularies[column] : one.vocabulary) || 10;
@@ -126,7 +126,16 @@ function bodyOf(model) {
 function keepStates(outputs) {
   for (const one of inputs) {
     const next = one.state && outputs && outputs[one.state];
-    if (next && one.text) one.text.value = JSON.stringify(folded(next.shape, [next.data].flat(Infinity)));
+    if (!next) continue;
+    const value = folded(next.shape, [next.data].flat(Infinity));
+    one.file.value = ""; // else the file of the first state would count
+    if (one.text) {
+      one.text.disabled = false;
+      one.text.value = JSON.stringify(value);
+    } else {
+      one.blob = npy(one, value);
+      document.getElementById(one.file.getAttribute("aria-describedby")).textContent = `${hintOf(one)}; that of the last answer`;
+    }
   }
 }
 

@@ -44,6 +44,14 @@ function boxes(found, size) {
   }).reverse(); // the best on top
 }
 
+function joined(found) {
+  const places = new Map(found.map((one) => [one.index, one]));
+  return skeleton.filter((pair) => pair.every((index) => places.has(index))).map(([from, to]) => {
+    const [a, b] = [places.get(from), places.get(to)];
+    return shape("line", { x1: a.x, y1: a.y, x2: b.x, y2: b.y, stroke: css(from), class: "outline" });
+  });
+}
+
 function dots(found, size) {
   return found.map((one) => shape("circle", { cx: one.x, cy: one.y, r: size / 3, fill: css(one.index), class: "dot" }));
 }
@@ -79,7 +87,7 @@ async function mark(result) {
   marks.setAttribute("viewBox", `0 0 ${result.width} ${result.height}`);
   const size = Math.max(result.width, result.height) / 22;
   if (result.detections) marks.append(...boxes(result.detections, size));
-  if (result.points) marks.append(...dots(result.points, size));
+  if (result.points) marks.append(...joined(result.points), ...dots(result.points, size));
   if (result.mask_png) await colours(mask, result.mask_png);
   if (result.png) at("preview").src = `data:image/png;base64,${result.png}`;
 }

@@ -5,6 +5,7 @@ const at = (id) => document.getElementById(id);
 const POINTS = 120;
 const rows = { rate: [], p50: [], p99: [], refused: [] };
 let before = null;
+let skeleton = []; // pairs of points that lines join
 
 function headers() {
   const token = at("token").value;
@@ -22,6 +23,7 @@ function card(status) {
   at("name").textContent = `${model.name} ${model.version}`;
   at("lead").textContent = model.description;
   at("random").hidden = !model.random_weights;
+  skeleton = model.skeleton;
   const byFields = !model.takes_images && !model.takes_text;
   at("try").hidden = false;
   at("try-title").textContent = model.takes_text ? "Try a text" : byFields ? "Try it" : "Try an image";
@@ -184,9 +186,12 @@ function rowsOf(result) {
   if (result.labels) return result.labels.map((one) => row(one.label, one.probability));
   if (result.classes) return result.classes.map((one) => row(one.label, one.share, undefined, { index: one.index || undefined }));
   if (result.detections) return result.detections.map((one, place) => placed({ ...one, label: `${place + 1}. ${one.label}` }, `(${one.box.map(Math.round).join(", ")})`, one.score));
-  if (result.points) return result.points.map((one) => placed(one, `(${Math.round(one.x)}, ${Math.round(one.y)})`, one.score));
+  if (result.points) return result.points.map((one) => row(one.label, 0, `score ${Number(one.score.toPrecision(4))}`, { detail: `(${Math.round(one.x)}, ${Math.round(one.y)})`, index: one.index })); // of a heat map: no share of 1
   if (result.values) return result.values.map((one) => row(one.name, 0, `${one.value.toPrecision(5)} ${one.unit}`));
   if (result.embedding) return [row("embedding", 0, `${result.embedding.length} dimensions`)];
+  if (result.entities) return result.entities.map((one) => row(one.label, one.score, undefined, { detail: `${one.text} (${one.start}-${one.end})` }));
+  if (result.gaps) return result.gaps.flatMap((gap, place) => gap.map((one) => row(one.token, one.score, undefined, { detail: result.gaps.length > 1 ? `gap ${place + 1}` : "" })));
+  if (result.answer !== undefined) return [row(result.answer, result.score, undefined, { detail: `(${result.start}-${result.end})` })];
   return result.png ? [row("image", 0, `${result.width} x ${result.height}`)] : [];
 }
 
@@ -234,7 +239,7 @@ function present(rows, timing, whole) {
   at("classes").replaceChildren(...rows.slice(0, NUMBERED).map((one, place) => {
     const item = document.createElement("li");
     item.dataset.row = place;
-    item.style.setProperty("--share", `${100 * (one.share ?? 0)}%`);
+    item.style.setProperty("--share", `${100 * Math.min(1, Math.max(0, one.share ?? 0))}%`);
     const label = document.createElement("span");
     const share = document.createElement("b");
     label.textContent = one.label;

@@ -1,0 +1,60 @@
+"""The JSON Schemas of what ``/predict`` answers: a result of each kind of task, as its ``to_dict`` has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..tasks.spec import ANSWER, CLASSIFICATION, FILL, TOKENS
+
+_TEXT, _NUMBER, _WHOLE, _TRUTH = ({"type": name} for name in ("string", "number", "integer", "boolean"))
+_PNG = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
+
+
+def fields(**properties: Any) -> dict[str, Any]:
+    """Return the schema of an object that has all of these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def list_of(items: dict[str, Any], count: int | None = None) -> dict[str, Any]:
+    """Return the schema of a list, of ``count`` entries if it is given."""
+    bounds = {} if count is None else {"minItems": count, "maxItems": count}
+    return {"type": "array", "items": items, **bounds}
+
+
+_PREDICTION = fields(label=_TEXT, index=_WHOLE, probability=_NUMBER)
+_SPAN = fields(label=_TEXT, score=_NUMBER, start=_WHOLE, end=_WHOLE, text=_TEXT, second=_TRUTH)
+_SIZE = {"width": _WHOLE, "height": _WHOLE}
+_RESULTS = {
+    CLASSIFICATION: fields(top=list_of(_PREDICTION)),
+    "multilabel": fields(labels=list_of(_PREDICTION), threshold=_NUMBER, probabilities=list_of(_NUMBER)),
+    "regression": fields(values=list_of(fields(name=_TEXT, value=_NUMBER, unit=_TEXT))),
+    "embedding": fields(embedding=list_of(_NUMBER)),
+    "segmentation": fields(**_SIZE, classes=list_of(fields(label=_TEXT, index=_WHOLE, share=_NUMBER)), mask_png=_PNG),
+    "detection": fields(
+        **_SIZE,
+        detections=list_of(fields(label=_TEXT, index=_WHOLE, score=_NUMBER, box=list_of(_NUMBER, 4))),
+    ),
+    "keypoints": fields(
+        **_SIZE, points=list_of(fields(label=_TEXT, index=_WHOLE, x=_NUMBER, y=_NUMBER, score=_NUMBER))
+    ),
+    "image": fields(**_SIZE, png=_PNG),
+    TOKENS: fields(entities=list_of(_SPAN), words=list_of(_SPAN)),
+    ANSWER: fields(answer=_TEXT, score=_NUMBER, start=_WHOLE, end=_WHOLE, none=_NUMBER),
+    FILL: fields(gaps=list_of(list_of(fields(token=_TEXT, id=_WHOLE, score=_NUMBER)))),
+}
+_OF_TEXT = {"tokens": _WHOLE, "truncated": _TRUTH}
+"""Beside the result of a text, not of token ids that a client sends."""
+
+
+def predictions(kind: str, *, takes_text: bool, outputs: list[str]) -> dict[str, Any]:
+    """Return the schema of an answer of ``/predict``: results of the task, or ``outputs`` by name for ``raw``."""
+    timing = fields(queue=_NUMBER, prepare=_NUMBER, compute=_NUMBER, batch=_WHOLE)
+    told: dict[str, Any] = {"model": _TEXT, "version": _TEXT}
+    if kind in _RESULTS:
+        one = _RESULTS[kind]
+        one = {**one, "properties": one["properties"] | (_OF_TEXT if takes_text else {}), "additionalProperties": False}
+        told |= {"task": {"const": kind}, "predictions": list_of(one)}
+    else:
+        output = fields(shape=list_of(_WHOLE), data={"type": "array"})
+        told |= {"outputs": list_of(output if len(outputs) == 1 else fields(**dict.fromkeys(outputs, output)))}
+    return fields(**told, timing_ms=timing)
