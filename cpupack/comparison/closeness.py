@@ -59,7 +59,7 @@ def _agreement(signature: Signature, pairs: Sequence[tuple[OutputSpec, Array, Ar
     chosen = [(wanted, found) for spec, wanted, found in pairs if spec.apply == "argmax"]
     if len(chosen) == 1:
         return float(np.mean(chosen[0][0] == chosen[0][1]))
-    if chosen or not scores or (len(pairs) > 1 and signature.class_scores is None):
+    own = signature.class_scores if scores and not chosen else None
+    if own is None or own.size < 2:
         return None
-    own = signature.class_scores or signature.outputs[0]
     return next(agreement(wanted, found) for spec, wanted, found in pairs if spec is own)

@@ -40,7 +40,8 @@ def leaves_of(output: Any) -> Leaves:
         if isinstance(value, _TENSORS):
             tensors[own] = value
         else:
-            others[own] = f"a {type(value).__name__}"
+            kind = type(value).__name__
+            others[own] = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
     return Leaves(tensors, others)
 
 

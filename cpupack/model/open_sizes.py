@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpupack.errors import ModelError, RecipeError
+from cpupack.model.exported_sizes import any_range
 from cpupack.model.layers import watched
 from cpupack.model.one_row import OneRow
 from cpupack.model.user_code import describe_failure
@@ -160,7 +161,7 @@ def _goes_on(found: list[list[tuple[int, ...]]], distance: int) -> bool:
 def _calls(module: nn.Module, batch: torch.Tensor) -> list[tuple[int, ...]]:
     """Return the shape of every tensor that the functions of a model's code return: of a recurrent layer, the whole."""
     seen = _Results()
-    with torch.inference_mode(), seen:
+    with any_range(), torch.inference_mode(), seen:
         module(batch)
     return seen.shapes
 
@@ -192,7 +193,7 @@ def _shapes_of(func: Any, args: Any, result: Any) -> list[tuple[int, ...]]:
 
 def output_shapes(module: nn.Module, batch: torch.Tensor) -> list[tuple[int, ...]]:
     """Return the shape of each output of a model for a sample of a batch of images."""
-    with torch.inference_mode():
+    with any_range(), torch.inference_mode():
         found = module.outputs(module.tensors(batch)) if isinstance(module, OneRow) else [module(batch)]
     return [tuple(each.shape[1:]) for each in found]
 
@@ -244,7 +245,7 @@ def _multiple(module: nn.Module, channels: int, typical: tuple[int, int], opened
 def _activations(module: nn.Module, image: torch.Tensor) -> list[tuple[int, ...]]:
     """Return the shape of everything that a model computes for an image."""
     seen = _Shapes()
-    with torch.inference_mode(), seen:
+    with any_range(), torch.inference_mode(), seen:
         module(image)
     return seen.shapes
 

@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from cpupack.errors import ModelError
 from cpupack.model.arguments import argument_names, with_arguments
 from cpupack.model.exported_checks import UnsafeError, check_archive, tensors_only
+from cpupack.model.exported_sizes import check_sizes_of_calls
 from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow, blank
 from cpupack.model.script_archive import check_sizes
@@ -71,6 +72,7 @@ def load_exported(path: Path, source: str) -> nn.Module:
     for name in ("train", "eval"):
         module.__dict__.pop(name, None)
     _take_names(module, program)
+    check_sizes_of_calls(module, program)
     return module
 
 

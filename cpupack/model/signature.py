@@ -56,8 +56,15 @@ def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Prog
     inputs = recipe.input_specs
     names: list[Argument] = [None] if recipe.model.input_shape is not None else argument_names(module, inputs, source)
     if recipe.model.stream:
+        inputs = _lengths_from_one(OneRow(module, inputs, names), inputs)
         alone = OneRow(module, inputs, names)
-        run_zeros(alone, source, inputs, 1)  # says why, where it does not run
+        with padded_sequences() as use:
+            run_zeros(alone, source, inputs, 1)  # says why, where it does not run
+        if use.packs:
+            raise ModelError(
+                f"[model] stream: {source} packs its sequences by their lengths; the chunks of a stream have none",
+                hint="call the recurrent layers with tensors",
+            )
         layers, states, places = carried_states(module, source, alone.call_user, alone.tensors(blank(inputs, _BATCH)))
         taken_names = {each.name for each in inputs}
         if clash := next((each.name for each in states if each.name in taken_names), None):
@@ -230,6 +237,13 @@ def _spec(name: str, taken: Taken, table: Output | None) -> OutputSpec:
         raise RecipeError(
             f'[[output]] "{taken.name}": it has no dimension {dim}; its shape is {taken.shape} for a sample',
             hint=f"set dim from 1 to {ranks}; the batch is 0",
+        )
+    if taken.shape[dim - 1] == 1:
+        raise RecipeError(
+            f'[[output]] "{taken.name}": {table.apply} over dimension {dim} has one value to choose from, so it is '
+            f"{'1' if table.apply == 'softmax' else '0'} whatever the model says; the shape is {taken.shape} for a "
+            "sample",
+            hint='one score of yes or no takes apply = "sigmoid"',
         )
     return OutputSpec(name, taken.shape, table.apply, dim)
 

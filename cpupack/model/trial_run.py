@@ -146,6 +146,11 @@ def check_output(output: Any, source: str, batch: int, one: Any) -> None:
             hint=_output_hint(output),
         )
     shape = tuple(output.shape)
+    if 0 in shape[1:]:
+        raise ModelError(
+            f"[model] {source} returns a tensor without values: its shape is {shape}",
+            hint="return what the model is for; a slice like y[:, :0] is empty",
+        )
     if output.ndim >= 1 and shape[0] == batch and output.dtype == torch.float32:
         if one is None or shape[1:] == tuple(one.shape[1:]):
             return

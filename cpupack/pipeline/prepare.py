@@ -38,6 +38,7 @@ from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.script import script_float
 from cpupack.stages.verify import check_gates, load_metric, run_reference
 from cpupack.targets.engines import ENGINES
+from cpupack.tasks.scores import told_by_data
 
 _OBSERVED_BATCH = 8
 _RACE_BATCH = 8
@@ -102,6 +103,8 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
         calibration = calibration_samples(loaded, model, progress)
         evaluation = evaluation_samples(loaded, model, calibration, progress)
         calibrates = evaluation is calibration
+        if (told := told_by_data(model, evaluation)) is not model:
+            model, metric = told, load_metric(loaded, told)
         evaluation = bounded(evaluation, model.output_shape, progress)
         cache.identify(model, loaded, progress)
     with progress.stage("capture"):
@@ -220,6 +223,7 @@ def run_float(
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, model, progress)
         evaluation = evaluation_samples(loaded, model, calibration, progress)
+        model = told_by_data(model, evaluation)
         evaluation = bounded(evaluation, model.output_shape, progress)
         cache.identify(model, loaded, progress)
     with progress.stage("run FP32"):

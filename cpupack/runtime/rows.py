@@ -69,6 +69,12 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
     samples, or with values that the model does not take.
     """
     inputs = signature.inputs
+    # First of all: a caller may hand in a tuple of all inputs, which is no array of the first one.
+    missing = [each for each in inputs if each.name not in given and each.default is None]
+    if missing or not given:
+        names = ", ".join(f'"{each.name}"' for each in missing) or "every one"
+        plural = "s" if len(missing) > 1 else ""
+        raise InputError(f"the input{plural} {names} {'are' if plural else 'is'} missing; {_takes(signature)}")
     if signature.sizes is not None and signature.sizes.inputs:
         given = {each.name: array_of(each, given[each.name]) for each in signature.inputs if each.name in given}
         size = size_of_arrays(signature.inputs, signature.sizes, given)
@@ -78,11 +84,6 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
         for each in inputs
         if each.name in given
     }
-    missing = [each for each in signature.inputs if each.name not in given and each.default is None]
-    if missing or not arrays:
-        names = ", ".join(f'"{each.name}"' for each in missing) or "every one"
-        plural = "s" if len(missing) > 1 else ""
-        raise InputError(f"the input{plural} {names} {'are' if plural else 'is'} missing; {_takes(signature)}")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from .manifest import check_files, extra_files, read_manifest
 from .record import check_record
 from .runner import Runner
 from .signature import Signature, worst_sqnr_db
+from .tasks.base import Presenter
+from .tasks.segmentation import SegmentationPresenter
+from .tasks.spec import CLASSIFICATION, RAW
 
 COMPARES_CLASSES = ("classification", "segmentation")
 """The kinds of tasks whose outputs choose a class."""
+Array = npt.NDArray[Any]
 MIN_SQNR_DB = 30.0
 """Another instruction set may round the last bit differently; a wrong engine falls far below this."""
 
@@ -63,7 +68,7 @@ def verify(package_dir: Path) -> Verification:
     with Runner(package_dir, instances=1, batch_size=max(1, len(golden["input"])), check=False) as runner:
         shape, signature = runner.signature.engine_output_shape, runner.signature
         got = thinned(runner.replay(golden["input"]), shape)
-        kind = runner.answers.spec.kind
+        presenter, kind = runner.answers.presenter, runner.answers.spec.kind
     expected, fp32 = golden["output"], golden["output_fp32"]
     if got.shape != expected.shape:
         raise IntegrityError(f"the model returned {got.shape} for golden inputs whose output is {expected.shape}")
@@ -71,12 +76,7 @@ def verify(package_dir: Path) -> Verification:
     # A row of several outputs that was thinned cannot be split into them.
     compared = Signature.plain((1,), got.shape[1:]) if signature.gives_rows and every(shape) > 1 else signature
     sqnr = _sqnr(compared, expected, got)
-    classes = compared.class_scores if compared.gives_rows else compared.outputs[0]
-    scores = {}
-    if kind in COMPARES_CLASSES or (compared.gives_rows and classes is not None):
-        assert classes is not None
-        outputs = {"got": got, "build": expected, "fp32": fp32}
-        scores = {which: compared.split(values)[classes.name] for which, values in outputs.items()}
+    same = same_classes(compared, presenter, scores=kind in {CLASSIFICATION, RAW} and compared is signature)
     return Verification(
         passed=equal or (sqnr is not None and sqnr >= MIN_SQNR_DB),
         files=len(manifest.files),
@@ -85,10 +85,31 @@ def verify(package_dir: Path) -> Verification:
         max_abs_diff=float(np.abs(got - expected).max()),
         sqnr_db=sqnr,
         min_sqnr_db=MIN_SQNR_DB,
-        agreement=agreement(scores["build"], scores["got"]) if scores else None,
+        agreement=same(expected, got),
         sqnr_fp32_db=_sqnr(compared, fp32, got),
-        agreement_fp32=agreement(scores["fp32"], scores["got"]) if scores else None,
+        agreement_fp32=same(fp32, got),
     )
+
+
+def same_classes(
+    signature: Signature, presenter: Presenter | None, *, scores: bool
+) -> Callable[[Array, Array], float | None]:
+    """Return what gives the share of inputs with the same class, of pixels for a segmentation; None without classes.
+
+    ``scores`` says whether the only row of several values holds scores of classes.
+    """
+    if isinstance(presenter, SegmentationPresenter):
+        maps = presenter
+
+        def classes(values: Array) -> Array:
+            (found,) = signature.unpack(values).values()
+            return np.stack([maps.classes(np.asarray(each, np.float32)) for each in found])
+
+        return lambda reference, actual: float(np.mean(classes(reference) == classes(actual)))
+    own = signature.class_scores if scores else None
+    if own is None or own.size < 2:
+        return lambda reference, actual: None
+    return lambda reference, actual: agreement(*(signature.split(each)[own.name] for each in (reference, actual)))
 
 
 def _sqnr(signature: Signature, reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float | None:

@@ -87,13 +87,14 @@ def class_overlaps(presenter: Presenter, outputs: Mapping[str, Array], targets: 
     assert isinstance(presenter, SegmentationPresenter)
     if targets.ndim != 3:
         raise _wrong("miou", "classes (n, height, width)", targets)
-    _check_classes("miou", targets[(targets >= 0) & (targets != IGNORED)], _classes_of_maps(outputs), "the masks")
+    known = targets[(targets >= 0) & (targets != IGNORED)]
+    _check_classes("miou", known, _classes_of_maps(presenter, outputs), "the masks")
     if set(np.unique(targets).tolist()) == {0, IGNORED}:
         raise VerificationError(
             f"[evaluation] metric miou: the masks have 0 and {IGNORED} alone, and {IGNORED} stands for unknown",
             hint="give the class as 1",
         )
-    size = int(max(targets.max(initial=0), _most_classes(outputs))) + 1
+    size = int(max(targets.max(initial=0), _most_classes(presenter, outputs))) + 1
     counts = np.zeros((len(targets), 2, size), np.int64)
     height, width = targets.shape[1:]
     for row, target in enumerate(targets.astype(np.int64)):
@@ -115,15 +116,18 @@ def _check_classes(metric: str, given: Array, count: int | None, where: str) -> 
         )
 
 
-def _classes_of_maps(outputs: Mapping[str, Array]) -> int | None:
+def _classes_of_maps(presenter: SegmentationPresenter, outputs: Mapping[str, Array]) -> int | None:
     """Return how many classes scores (n, classes, height, width) are of, None for maps of classes."""
     (scores,) = outputs.values()
-    return max(int(scores.shape[1]), 2) if scores.ndim == 4 else None
+    if scores.ndim != 4:
+        return 2 if presenter.spec.squeezed else None
+    return max(int(scores.shape[1]), 2)
 
 
-def _most_classes(outputs: Mapping[str, Array]) -> int:
+def _most_classes(presenter: SegmentationPresenter, outputs: Mapping[str, Array]) -> int:
     (scores,) = outputs.values()
-    return max(int(scores.shape[1] - 1 if scores.ndim == 4 else np.rint(scores.max(initial=0))), 1)
+    count = _classes_of_maps(presenter, outputs)
+    return max(int(np.rint(scores.max(initial=0))), 1) if count is None else count - 1
 
 
 def absolute_errors(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> npt.NDArray[np.float64]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from cpupack.artifacts import FloatModel, Samples
+from cpupack.model.user_code import running_on
 from cpupack.runtime.tasks import detection
+from cpupack.runtime.tasks.segmentation import holds_scores
 from cpupack.runtime.tasks.spec import CLASSIFICATION, TaskSpec
 
 LOOKED_AT = 64
 """Samples whose outputs are enough to tell."""
 _ROUNDING = 1e-3
+_TOLD_BY = 8
+"""Samples that tell scores from classes."""
 
 
 def doubt_of(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> str | None:
@@ -41,6 +48,23 @@ def doubt_of(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> str | N
     )
 
 
+def told_by_data(model: FloatModel, samples: Samples) -> FloatModel:
+    """Return the model with what its outputs on some samples say of its task.
+
+    A map ``(height, width)`` of a segmentation may hold classes, or the scores of one class. Scores that are all whole
+    on one image, as limited logits may be, look like classes there; so the data of the build decide for all images.
+    """
+    task, outputs = model.task, model.signature.outputs
+    if task is None or task.kind != "segmentation" or len(outputs[0].result_shape) != 2 or outputs[0].apply == "argmax":
+        return model
+    rows = samples.spread(_TOLD_BY).tensor(slice(None))
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"), running_on(samples.origin):
+        (maps,) = model.signature.unpack(model.fast_module()(model.fast_batch(rows)).numpy()).values()
+    if not holds_scores(maps):
+        return model
+    return dataclasses.replace(model, task=dataclasses.replace(task, squeezed=True))
+
+
 def _scores(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
     """Return the scores ``(n, ...)`` that a softmax or sigmoid is taken of, None for kinds that take none."""
     if spec.kind == "detection" and not spec.decoder:
@@ -52,7 +76,7 @@ def _scores(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDAr
         return scores
     if spec.kind == "segmentation":
         (maps,) = outputs.values()
-        one = maps.shape[1] == 1 if maps.ndim == 4 else bool((maps != np.rint(maps)).any())
+        one = maps.shape[1] == 1 if maps.ndim == 4 else spec.squeezed or holds_scores(maps)
         return maps if one else None
     return None
 

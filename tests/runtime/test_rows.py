@@ -120,6 +120,7 @@ def test_numbers_in_every_state_are_taken(age: Any) -> None:
     [
         ({"ids": None}, 'the input "ids" is missing; the model takes image float32 (n, 3, 2, 3) or images, ids int64'),
         ({"ids": None, "age": None}, 'the inputs "ids", "age" are missing'),
+        ({"image": (IMAGE, IDS, AGE), "ids": None, "age": None}, 'the inputs "ids", "age" are missing'),
         ({"ids": IDS.astype(np.float32)}, 'input "ids": got float32 (2, 4); expected int64 (n, 4)'),
         ({"mask": np.ones((2, 4), np.int64)}, 'input "mask": got int64 (2, 4); expected bool (n, 4)'),
         ({"mask": [[0, 1, 2, 1]] * 2}, 'input "mask": got int64 (2, 4); expected bool (n, 4)'),

@@ -181,13 +181,13 @@ def test_detections_are_clipped_sorted_and_inside_the_image() -> None:
 def test_labels_are_drawn_in_letters_that_a_font_has(monkeypatch: pytest.MonkeyPatch) -> None:
     with lettering.own_font_alone():  # it has the letters of ASCII alone
         drawn = [lettering.lettering(each, 2, "9%", 12).text for each in ("cat", "K\u00fcche", "\u043a\u043e\u0442")]
-        assert drawn == ["cat 9%", "Kuche 9%", "class 2 9%"]
+        assert drawn == ["cat  9%", "Kuche  9%", "class 2  9%"]
         assert lettering.lettering("a" * 99, 0, "", 12).text == "a" * 37 + "..."
         assert lettering.lettering("a\tb\x1b", 0, "", 12).text == "a b"
     monkeypatch.setattr(lettering, "_of_host", lambda size: ("none of them", "all letters"))
     monkeypatch.setattr(lettering, "_has", lambda font, text: font == "all letters" or text.isascii())
     found = lettering.lettering("\u043a\u043e\u0442", 2, "9%", 12)
-    assert (found.text, found.font) == ("\u043a\u043e\u0442 9%", "all letters")
+    assert (found.text, found.font) == ("\u043a\u043e\u0442  9%", "all letters")
     assert lettering.lettering("cat", 0, "9%", 12).font != "all letters"
 
 

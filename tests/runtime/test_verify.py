@@ -12,7 +12,10 @@ from cpupack.runtime.accuracy import sqnr_db
 from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.files import GOLDEN_NAME
 from cpupack.runtime.manifest import FileEntry, hash_file, read_manifest
-from cpupack.runtime.verify import verify
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tasks import kinds
+from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.runtime.verify import same_classes, verify
 from helpers.tiny_package import keep_manifest
 
 
@@ -95,3 +98,22 @@ def test_sqnr_of_known_signals() -> None:
     assert sqnr_db(signal, signal + np.array([0.5, 0.0])) == pytest.approx(20.0)  # 25 / 0.25 is a hundredfold
     assert sqnr_db(np.zeros(2), signal) == float("-inf")
     assert sqnr_db(signal, np.array([np.nan, 0.0])) == float("-inf")
+
+
+def test_of_a_mask_of_one_class_pixels_are_compared() -> None:
+    """``argmax`` over its one score, or over the rows of a map, is no class."""
+    fp32 = np.array([[[1.0, -1.0], [2.0, -3.0]]], np.float32)
+    int8 = np.array([[[1.0, 1.0], [2.0, -2.5]]], np.float32)
+    presenter = kinds.presenter(TaskSpec.of("segmentation"), kinds.Model(None))
+    for shape in ((2, 2), (1, 2, 2)):
+        same = same_classes(Signature.plain((3, 2, 2), shape), presenter, scores=False)
+        assert same(fp32.reshape(1, *shape), int8.reshape(1, *shape)) == 0.75
+
+
+def test_one_number_of_several_outputs_is_no_class() -> None:
+    maps, one, row = OutputSpec("maps", (2, 2)), OutputSpec("one", (1,)), OutputSpec("row", (3,))
+    values = np.arange(14, dtype=np.float32).reshape(2, 7)
+    for outputs, scores, found in (((maps, one), True, None), ((maps, row), True, 1.0), ((maps, row), False, None)):
+        signature = Signature(Signature.plain((3,), (1,)).inputs, outputs)
+        width = signature.engine_output_shape[0]
+        assert same_classes(signature, None, scores=scores)(values[:, :width], values[:, :width]) == found

@@ -13,6 +13,8 @@ from torch import nn
 from torch.export import Dim
 
 from cpupack.errors import ModelError
+from cpupack.model.exported_sizes import ExportedSizeError, any_range
+from cpupack.model.saved import load_exported
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.rows import pack
 from cpupack.stages.capture import capture
@@ -128,3 +130,41 @@ def test_a_file_that_cannot_be_used_is_told(
         load(recipe(tmp_path, source), Recorder())
     assert words in caught.value.message
     assert hint in (caught.value.hint or "")
+
+
+class OfSizes(nn.Module):
+    """Divides by the size of its map, and does something else with large ones. Both are settled when it is exported."""
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        maps = batch["maps"] * batch["factor"][:, None, None]
+        height, width = maps.shape[-2:]
+        mean = maps.sum((1, 2)) / (height * width)
+        return torch.stack([mean, 2 * mean if height > 48 else mean], 1)
+
+
+def test_a_program_is_not_run_beyond_the_sizes_of_its_export(tmp_path: Path) -> None:
+    """torch compares them in a hook of its own, which is of no use for several ways to call: answers were wrong."""
+    half, batch = Dim("half", min=4, max=24), Dim("batch", max=64)
+    example = {"maps": torch.ones(2, 8, 6), "factor": torch.ones(2)}
+    shapes = {"batch": {"maps": {0: batch, 1: 2 * half}, "factor": {0: batch}}}
+    torch.export.save(torch.export.export(OfSizes(), (example,), dynamic_shapes=shapes), tmp_path / "net.pt2")
+    module = load_exported(tmp_path / "net.pt2", "export:net.pt2")
+
+    def mean(height: int, width: int = 6, samples: int = 3) -> float:
+        given = {"factor": torch.ones(samples), "maps": torch.ones(samples, height, width)}
+        return float(module(given).mean())
+
+    assert [mean(height) for height in (8, 10, 48)] == [1.0] * 3
+    assert mean(8, samples=100) == 1.0  # samples are computed each by itself
+    for height, width, words in (
+        (8, 7, "dimension 2 of the input batch_maps is 7, and it was exported for 6"),
+        (50, 6, r"dimension 1 of the input batch_maps is 50, and it was exported for 2\*s\d+ with s\d+ from 4 to 24"),
+        (9, 6, r"is 9, and it was exported for sizes of the form 2\*s\d+"),
+    ):
+        with pytest.raises(ExportedSizeError, match=words):
+            mean(height, width)
+    with any_range():
+        assert mean(50) == 1.0
+    inputs = [{"name": "batch.factor", "shape": []}, {"name": "batch.maps", "shape": [8, 7]}]
+    with pytest.raises(ModelError, match=r"does not run on inputs .*dimension 2 of the input batch_maps is 7"):
+        load(recipe(tmp_path, "export:net.pt2", inputs), Recorder())

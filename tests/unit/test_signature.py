@@ -14,6 +14,7 @@ from cpupack.artifacts import FloatModel
 from cpupack.errors import CalibrationError, ModelError, RecipeError
 from cpupack.graph.rows import laying_calls
 from cpupack.model.leaves import leaves_of
+from cpupack.model.trial_run import check_output
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.rows import pack
 from cpupack.sources import open_source
@@ -67,6 +68,8 @@ class Net(nn.Module):
             "label": lambda: (scores, scores.argmax(1)),
             "double": lambda: (scores.double(), maps),
             "across": lambda: (scores, maps.transpose(0, 1)),
+            "empty": lambda: scores[:, :0],
+            "one": lambda: (scores[:, :1], maps),
             "last": lambda: scores.gather(1, ids[:, :1] - 1),
         }[self.result]()
 
@@ -214,6 +217,26 @@ def test_an_output_that_a_wheel_cannot_have_is_named(
     assert "drop = true" in (caught.value.hint or "")
 
 
+def test_an_output_without_values_is_refused(directory: Path) -> None:
+    """Where it was the only one, the build divided by its size."""
+    with pytest.raises(ModelError, match=r'the output "output" has no values: its shape is \(1, 0\)'):
+        loaded(directory, "empty")
+    with pytest.raises(ModelError, match=r"returns a tensor without values: its shape is \(1, 4, 0\)"):
+        check_output(torch.zeros(1, 4, 0), "net", 1, None)
+
+
+@pytest.mark.parametrize("apply", ["softmax", "argmax"])
+@pytest.mark.parametrize("table", [{"name": "output_0"}, {"name": "output_1", "rename": "maps", "dim": 1}])
+def test_a_choice_among_one_value_is_refused(directory: Path, apply: str, table: dict[str, Any]) -> None:
+    """A softmax of one score is 1 whatever the model says."""
+    if table["name"] == "output_1":
+        assert loaded(directory, "one", output=[{**table, "apply": apply}]).signature.outputs[1].apply == apply
+        return
+    with pytest.raises(RecipeError, match=f"{apply} over dimension 1 has one value to choose from") as caught:
+        loaded(directory, "one", output=[{**table, "apply": apply}])
+    assert "sigmoid" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("tables", "words"),
     [
@@ -235,7 +258,7 @@ def test_a_table_that_does_not_fit_the_model_is_told(directory: Path, tables: di
 def test_what_is_no_tensor_is_left_out_with_a_note(directory: Path) -> None:
     progress = Recorder()
     load(recipe(directory, "dict"), progress)
-    assert "the output number is a int, no tensor: it is left out" in progress.notes
+    assert "the output number is an int, no tensor: it is left out" in progress.notes
 
 
 @pytest.mark.parametrize("factory", ["items", "pairs", "tuples"])

@@ -61,6 +61,16 @@ class LookingAhead(nn.Module):
         return self.r(self.conv(x.transpose(1, 2)).transpose(1, 2))[0]
 
 
+class Packing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.r, self.fc = nn.GRU(8, 20, batch_first=True), nn.Linear(20, 5)
+
+    def forward(self, x, n):
+        packed = nn.utils.rnn.pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False)
+        return self.fc(self.r(packed)[1][-1])
+
+
 class OfOneLength(nn.Module):
     def __init__(self):
         super().__init__()
@@ -325,6 +335,18 @@ rename = "next"
     assert closeness_db(expected, found) > 30.0
 
 
+PACKED = f"""
+stream = true
+[[input]]
+name = "x"
+shape = [{CHUNK}, 8]
+[[input]]
+name = "n"
+shape = []
+dtype = "int64"
+"""
+
+
 @pytest.mark.parametrize(
     ("model", "tables", "kind", "message"),
     [
@@ -342,6 +364,7 @@ rename = "next"
         ("Cells", STREAM + '\nkwargs = {how = "backwards"}', ModelError, "another one for two chunks"),
         ("Padded", STREAM + '\nkwargs = {how = "late"}', ModelError, "another one for two chunks"),
         ("PaddedOnce", STREAM, ModelError, "runs on chunks of one length alone, so nobody knows"),
+        ("Packing", PACKED, ModelError, "packs its sequences by their lengths; the chunks of a stream have none"),
         ("NoState", STREAM, ModelError, "has no LSTM, GRU or RNN layer and no convolution with padding"),
         ("Own", OWN.replace('"output_1_0"', '"output_1_O"'), RecipeError, 'did you mean "output_1_1"|"output_1_0"'),
         (

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from cpupack.artifacts import FloatModel, Samples
 from cpupack.errors import ModelError
 from cpupack.model.tasks import check_labels, task_of
 from cpupack.recipe import Task
+from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.signature import INPUT, OutputSpec, Signature
 from cpupack.runtime.tasks import kinds
 from cpupack.runtime.tasks.answers import input_size
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.spec import TaskSpec
 from cpupack.runtime.tensor_spec import TensorSpec
+from cpupack.tasks.scores import told_by_data
 
 SIZE = 64
 RANDOM = np.random.default_rng(0)
@@ -131,6 +138,46 @@ def test_scores_of_one_class_without_its_dimension_are_no_classes() -> None:
         for given in (scores, scores[None]):
             assert presenter.present({"": given}, frame).mask.tolist() == [[0, 1], [1, 0]]
         assert presenter.present({"": np.array([[3.0, 0.0], [1.0, 3.0]])}, frame).mask.tolist() == [[3, 0], [1, 3]]
+
+
+def test_a_mask_of_limited_scores_is_no_class_though_all_of_it_is_whole() -> None:
+    """Logits that are limited to 10 were class 10 where all of an image is the one class."""
+    spec = TaskSpec.of("segmentation", squeezed=True)
+    assert TaskSpec.from_dict(json.loads(json.dumps(spec.to_dict())), (2, 2)) == spec
+    presenter = kinds.presenter(spec, kinds.Model(("rest", "road"), (2, 2)))
+    for value, found in ((10.0, 1), (0.0, 1), (-10.0, 0)):
+        whole = presenter.present({"": np.full((2, 2), value, np.float32)}, Frame.whole(2, 2))
+        assert whole.mask.tolist() == [[found] * 2] * 2
+        assert [one.label for one in whole.shares] == ["road" if found else "rest"]
+
+
+def test_the_data_of_a_build_tell_scores_from_classes() -> None:
+    images = np.zeros((4, 4, 4, 3), np.uint8)
+    images[:3] += 200
+
+    def squeezed(net: nn.Module, outputs: OutputSpec) -> bool:
+        signature = Signature((TensorSpec(INPUT, (3, 4, 4)),), (outputs,))
+        of = FloatModel(net, signature, "", False, None, 0, 0, 0, task=TaskSpec.of("segmentation"))
+        told = told_by_data(of, Samples(images, "photos", tuple("abcd"), PreprocessSpec()))
+        assert told.task is not None
+        return told.task.squeezed
+
+    half = Mean(lambda x: (40 * x - 20).clamp(-10, 10) + (x == 0) * 0.5)
+    assert squeezed(half, OutputSpec("output", (4, 4)))
+    assert not squeezed(Mean(lambda x: (x > 0.5).float() * 3), OutputSpec("output", (4, 4)))
+    assert not squeezed(Mean(lambda x: torch.stack([x, 1 - x], 1)), OutputSpec("output", (2, 4, 4)))
+    assert not squeezed(Mean(lambda x: torch.stack([x, 1 - x], 1)), OutputSpec("output", (2, 4, 4), "argmax", 1))
+
+
+class Mean(nn.Module):
+    """A function of the mean of the colours of each pixel."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x.mean(1))
 
 
 def test_outputs_of_other_names_are_told_how_to_fit() -> None:

@@ -29,7 +29,10 @@ from .spec import CLASSIFICATION, IMAGE, OF_TEXT, RAW, TaskSpec
 
 
 class Answers:
-    """Makes results of a model's outputs. ``spec`` is the task, ``labels`` the names of classes or values."""
+    """Makes results of a model's outputs. ``spec`` is the task, ``labels`` the names of classes or values.
+
+    ``presenter`` makes them; a classification has none.
+    """
 
     def __init__(
         self,
@@ -46,20 +49,20 @@ class Answers:
         """The first input that is an image; results lie in it."""
         self.image_name = (self._image or signature.inputs[0]).name
         self._sizes = open_sizes_of(manifest)
-        self._presenter: Presenter | None = None
+        self.presenter: Presenter | None = None
         if self.spec.kind != CLASSIFICATION:
             anchors = read_anchors(package_dir / TASK_NAME) if self.spec.decoder else None
             model = kinds.Model(labels, input_size(signature), anchors, tokenizer)
-            self._presenter = kinds.presenter(self.spec, model)
+            self.presenter = kinds.presenter(self.spec, model)
 
     @property
     def needs_frames(self) -> bool:
         """Whether the size of each original image must be known."""
         if self._sizes is not None and self._sizes.outputs and not self._sizes.inputs:
             return True  # where outputs are in a row depends on the size, which a row itself has
-        if self._sizes is not None and self._presenter is not None:
-            return self._presenter.needs_frame or self.spec.kind == IMAGE
-        return self._image is not None and self._presenter is not None and self._presenter.needs_frame
+        if self._sizes is not None and self.presenter is not None:
+            return self.presenter.needs_frame or self.spec.kind == IMAGE
+        return self._image is not None and self.presenter is not None and self.presenter.needs_frame
 
     def frame(self, item: Any) -> Frame | Tokens | None:
         """Return the frame of one input of ``predict``, None where it is not needed. Raises InputError.
@@ -109,12 +112,12 @@ class Answers:
         """
         if self.spec.kind != RAW:
             kinds.require_numbers(outputs)
-        if self._presenter is None:
+        if self.presenter is None:
             (row,) = outputs.values()
             if row.ndim != 1:
                 raise IntegrityError(f"a classification needs one row of scores, and the output has shape {row.shape}")
             return classification.top(row, top_k, self.labels, self.spec.scores)
-        return self._presenter.present(outputs, frame)
+        return self.presenter.present(outputs, frame)
 
     def facts(self, result: Any) -> dict[str, Any]:
         """Return one result as JSON-ready values."""

@@ -62,7 +62,7 @@ def lettering(label: str, index: int, note: str, size: int) -> Lettering:
     if font is None:
         plain = "".join(each for each in unicodedata.normalize("NFKD", label) if not unicodedata.combining(each))
         font, label = own, plain if _has(own, plain) else f"class {index}"
-    return Lettering(f"{label} {note}".strip(), font)
+    return Lettering(f"{label}  {note}".strip(), font)  # a space is narrow: "class 1 9%" reads as class 19
 
 
 @cache

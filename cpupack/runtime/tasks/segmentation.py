@@ -83,8 +83,8 @@ class SegmentationPresenter:
     """Makes a ``Segmentation`` of scores ``(classes, height, width)``.
 
     One class alone, ``(1, height, width)``, is the probability of class 1 against class 0. A map ``(height, width)``
-    of whole numbers holds classes already; with fractions or less than -1 in it, it is one class alone without its
-    dimension.
+    of whole numbers holds classes already; with fractions or less than -1 in it, or where the build has seen such
+    (``squeezed``), it is one class alone without its dimension.
     """
 
     spec: TaskSpec
@@ -92,7 +92,7 @@ class SegmentationPresenter:
     needs_frame: bool = True
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Segmentation:
-        scores = _with_classes(np.asarray(only(outputs), np.float32))
+        scores = self._with_classes(np.asarray(only(outputs), np.float32))
         classes = self.classes(scores) if frame is None else self._in_image(scores, frame)
         seen = classes[classes != UNSEEN]
         indices, counts = np.unique(seen, return_counts=True)
@@ -104,12 +104,17 @@ class SegmentationPresenter:
 
     def classes(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
         """Return the class of each pixel of the output, int32 ``(height, width)``."""
-        scores = _with_classes(scores)
+        scores = self._with_classes(scores)
         if scores.ndim == 2:
             return scores.round().astype(np.int32)
         if len(scores) == 1:
             return (probabilities(scores[0], self.spec.scores) >= self.spec.threshold).astype(np.int32)
         return np.asarray(scores.argmax(axis=0), np.int32)
+
+    def _with_classes(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return scores of one class, ``(height, width)``, as ``(1, height, width)``, and anything else as it is."""
+        are_scores = scores.ndim == 2 and (self.spec.squeezed or holds_scores(scores))
+        return scores[None] if are_scores else scores
 
     def _label(self, index: int) -> str:
         if self.labels and index >= len(self.labels):  # a map that the model made itself may hold anything
@@ -172,13 +177,12 @@ class _Part:
         return float(x0), float(y0), float(x1), float(y1)
 
 
-def _with_classes(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return scores of one class, ``(height, width)``, as ``(1, height, width)``, and anything else as it is.
+def holds_scores(maps: npt.NDArray[Any]) -> bool:
+    """Return whether maps ``(..., height, width)`` hold scores of one class, and no classes.
 
     No class is below ``UNSEEN``, so whole numbers below it are scores too: of a model that limits its logits, say.
     """
-    are_scores = scores.ndim == 2 and ((scores != np.rint(scores)).any() or (scores < UNSEEN).any())
-    return scores[None] if are_scores else scores
+    return bool((maps != np.rint(maps)).any() or (maps < UNSEEN).any())
 
 
 def _best(scores: npt.NDArray[np.float32], part: _Part) -> npt.NDArray[np.int32]:

@@ -61,7 +61,8 @@ class TaskSpec:
     ``coordinates`` says what those of points are in. ``skeleton`` lists the pairs of points that a drawing joins.
     ``aggregation`` says whether a word has the label of its first token, or each token one of its own.
     ``decoder`` names the arithmetic of a detector whose constants are in a file of the
-    package, empty for outputs that are boxes already.
+    package, empty for outputs that are boxes already. ``squeezed`` says that the map ``(height, width)`` of a
+    segmentation is known to hold scores of one class, also where all of them are whole numbers.
     """
 
     kind: str
@@ -81,6 +82,7 @@ class TaskSpec:
     skeleton: tuple[tuple[int, int], ...] = ()
     aggregation: str = "first"
     decoder: str = ""
+    squeezed: bool = False
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -116,7 +118,7 @@ class TaskSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values of the settings that the kind has; ``from_dict`` reads them back."""
-        kept = {"kind", "decoder", *SETTINGS[self.kind]}
+        kept = {"kind", "decoder", *SETTINGS[self.kind], *(["squeezed"] if self.squeezed else [])}
         return {
             name: [list(each) if isinstance(each, tuple) else each for each in value]
             if isinstance(value, tuple)
