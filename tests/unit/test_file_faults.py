@@ -140,6 +140,12 @@ def test_mutated_images(kind: str, data: st.DataObject) -> None:
         assert to_pixels(decode_image(mutated(encoded(kind), data)), SPEC).shape == (8, 8, 3)
 
 
+def test_an_image_that_pillow_warns_of_is_too_large_where_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match="is too large: Image size"):
+        decode_image(encoded("PNG"))
+
+
 def test_pixels_that_cannot_be_decoded_behind_a_whole_header() -> None:
     """Decoders in C have errors of their own: that of AVIF is RuntimeError."""
     for kind in ("AVIF", "JPEG2000", "WEBP", "PNG", "TIFF"):

@@ -70,7 +70,7 @@ def test_what_comes_before_a_list_is_no_part_of_it() -> None:
 def test_a_list_without_an_order_is_an_error() -> None:
     random = np.random.default_rng(0)
     lists = [random.permutation(rows * columns)[:, None] for rows, columns in SIZES]
-    with pytest.raises(QuantizationError, match="a list of layer 3 repeats in no way"):
+    with pytest.raises(QuantizationError, match="a list of layer 3 repeats in another way"):
         parts_of_lists(lists, Fit(np.array(SIZES), PRODUCTS), "a list of layer 3")
 
 

@@ -37,7 +37,7 @@ _TALL = 2
 """Pillow resizes rows first, but columns first for some images; which ones depends on its version. It never does so
 for an image that keeps its proportions and is at most this many times as high as wide."""
 _PROPORTIONAL = 0.02
-_UNREADABLE = (*preprocess.DECODER_ERRORS, Image.DecompressionBombError)
+_UNREADABLE = (*preprocess.DECODER_ERRORS, *preprocess.TOO_LARGE)
 _scratch = resize.Scratch()
 
 

@@ -49,6 +49,8 @@ _TRUE_HEADERS = {"JPEG", "PNG", "BMP", "GIF", "WEBP"}
 """Formats whose header has the size of the decoded image."""
 
 # Pillow has no common error for "this file is damaged"; its decoders raise all of these.
+TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""What Pillow raises of an image with too many pixels: the second where warnings are errors."""
 DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error, zlib.error),
     *(RuntimeError, ArithmeticError, MemoryError, BufferError, SystemError),  # of decoders in C, as that of AVIF
@@ -145,7 +147,7 @@ def _loaded(image: Image.Image) -> Image.Image:
             raise _out_of_memory(name, image) from error
         why = str(error) or ("it is damaged" if isinstance(error, MemoryError) else "its file is closed")
         raise InputError(f"{name} cannot be decoded: {why}; load() it before its file is closed") from error
-    except Image.DecompressionBombError as error:
+    except TOO_LARGE as error:
         raise InputError(f"{name} is too large: {error}") from error
     return image
 
@@ -199,7 +201,7 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
         if data.startswith(_MAGIC):
             raise InputError(f"{name} is a damaged image: its header cannot be read") from None
         raise not_an_image(data, name) from None
-    except Image.DecompressionBombError as error:
+    except TOO_LARGE as error:
         raise InputError(f"{name} is too large: {error}") from error
     except DECODER_ERRORS as error:
         if image is not None and lacks_memory(error, image):
@@ -279,7 +281,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
     """Return an image of which the header is read. What has none is decoded, for the error of that."""
     try:
         return Image.open(io.BytesIO(data))
-    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
+    except (*DECODER_ERRORS, *TOO_LARGE) as error:
         if raised_by_handler(error):
             raise
         return decode_bytes(data, name)

@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cpupack.errors import QuantizationError
 from cpupack.runtime.engine.loops import Loop, Numbers, Part, Row
@@ -24,7 +25,9 @@ _LEAST_ROUNDS = (3, 2)
 small size, a loop may have two."""
 _LONGEST_BODY = 64
 _MOST_ROWS, _MOST_AFTER_ROWS = 512, 1 << 15
-_MARKS = np.random.default_rng(0).integers(0, 1 << 64, _MOST_ROWS * MOVE, np.uint64)
+_WEIGHTS = np.random.default_rng(0).integers(0, 1 << 64, _MOST_ROWS * MOVE, np.uint64)
+
+_Marks = tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,11 @@ def parts_of_lists(
 
     Raises QuantizationError where they do not repeat.
     """
-    ways = [[_read(rows, least) for least in _LEAST_ROUNDS] for rows in lists]
+    ways = list[list[list[_Part] | None]]()
+    for rows in lists:
+        ways.append([_read(rows, least) for least in _LEAST_ROUNDS])
+        if not any(ways[-1]):
+            raise refused(f"{what} repeats in no way")
     for wanted in (_shape(each) for own in zip(*ways, strict=True) for each in own if each):
         found = [next((each for each in own if each and _shape(each) == wanted), None) for own in ways]
         if any(each is None for each in found):
@@ -72,7 +79,7 @@ def parts_of_lists(
         except QuantizationError:
             continue
     raise refused(
-        f"{what} repeats in no way, or in another one for another size; windows of attention are seen to repeat from "
+        f"{what} repeats in another way for another size; windows of attention are seen to repeat from "
         "four along each side of [sizes] typical on"
     )
 
@@ -86,13 +93,16 @@ def _read(rows: Ints, least: int) -> list[_Part] | None:
     """Return a list's parts, None where there are too many."""
     kinds = _Kinds()
     parts, length = _first_loops(rows, least, kinds), 1
+    marks = _marks(parts)
     while length <= min(_LONGEST_BODY, len(parts) // least):
         if len(parts) > _MOST_AFTER_ROWS:
             return None
-        again = _loops(parts, length, least, kinds)
-        # What is now shorter may repeat in a shorter way.
-        length = 1 if len(again) < len(parts) else length + 1
-        parts = again
+        again = _loops(parts, marks, length, least, kinds)
+        if len(again) == len(parts):
+            length += 1
+            continue
+        parts, length = again, 1  # what is now shorter may repeat in a shorter way
+        marks = _marks(parts)
     return parts if sum(len(each.first) for each in parts) <= _MOST_ROWS else None
 
 
@@ -114,10 +124,9 @@ def _first_loops(rows: Ints, least: int, kinds: _Kinds) -> list[_Part]:
     return found
 
 
-def _loops(parts: list[_Part], length: int, least: int, kinds: _Kinds) -> list[_Part]:
+def _loops(parts: list[_Part], marked: _Marks, length: int, least: int, kinds: _Kinds) -> list[_Part]:
     """Return parts with those as loops of which ``length`` parts come again and again at one distance."""
-    numbers = np.array([each.kind for each in parts])
-    marks = np.array([_mark(each.first) for each in parts], np.uint64)
+    numbers, marks = marked
     steps = marks[length:] - marks[:-length]
     same = numbers[length:] == numbers[:-length]
     goes_on = same[:-length] & same[length:] & (steps[:-length] == steps[length:])
@@ -137,13 +146,17 @@ def _loops(parts: list[_Part], length: int, least: int, kinds: _Kinds) -> list[_
     return [*found, *parts[place:]]
 
 
-def _mark(rows: Ints) -> np.uint64:
-    """Return a number that differs for other rows, but by chance; that of a difference is the difference of both."""
-    weights = _MARKS[: rows.size]
-    if rows.size > len(weights):
-        return np.uint64(0)
-    found: np.uint64 = (rows.reshape(-1).astype(np.uint64) * weights).sum(dtype=np.uint64)
-    return found
+def _marks(parts: list[_Part]) -> _Marks:
+    """Return the kinds of parts, and numbers that differ where their rows do, but by chance.
+
+    The number of a difference is the difference of the numbers.
+    """
+    sizes = np.array([each.first.size for each in parts])
+    begins = np.append(0, sizes.cumsum())
+    places = np.arange(begins[-1]) - np.repeat(begins[:-1], sizes)
+    rows = np.concatenate([each.first.reshape(-1) for each in parts]).astype(np.uint64)
+    sums = np.append(np.uint64(0), (rows * _WEIGHTS[places % len(_WEIGHTS)]).cumsum(dtype=np.uint64))
+    return np.array([each.kind for each in parts]), sums[begins[1:]] - sums[begins[:-1]]
 
 
 def _firsts(parts: list[_Part], place: int, length: int) -> Ints:

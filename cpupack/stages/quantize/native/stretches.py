@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +23,10 @@ Floats = npt.NDArray[np.float32]
 Grid = tuple[int, int]
 CLOSE = 2e-5
 """How far a number may be from torch's, as a part of the largest one: torch finds places in float32."""
+_CERTAIN = 1e-6
+"""A part of the largest power that rounding to float32 leaves far below."""
 _MOST_ALONE = 8
-_MOST_SIDE = 1024
+_MOST_SIDE, _LONGEST_MAP = 1024, 4096
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,37 @@ def table_behind(found: Laid, largest: Floats, grids: Sequence[Grid]) -> tuple[s
     ``largest`` is the map of the largest size, of which the table is computed, and has to be no larger.
     """
     rows, columns, _ = largest.shape
+    if max(rows, columns) > _LONGEST_MAP:
+        return None
+    fewest = [_rank(largest.swapaxes(0, axis)) for axis in range(2)]
     for (height, width), kind in itertools.product(grids, KINDS):
-        if height > rows or width > columns:
+        if not fewest[0] <= height <= rows or not fewest[1] <= width <= columns:
             continue
-        back = [np.linalg.pinv(matrix(kind, one, other)) for one, other in ((height, rows), (width, columns))]
+        back = [_back(kind, one, other) for one, other in ((height, rows), (width, columns))]
         table = np.einsum("hr,rkc,wk->hwc", back[0], largest.astype(np.float64), back[1], optimize=True)
         stored = table.astype(np.float32)
         if all(_near(stretch(stored, kind, *each.shape[:2]), each) for each in (largest, *found.maps)):
             return kind, stored
     return None
+
+
+def _rank(lines: Floats) -> int:
+    """Return of how many lines all are sums, at least: a table that is resized has no fewer."""
+    flat = lines.reshape(len(lines), -1).astype(np.float64)
+    if min(flat.shape) > _MOST_SIDE:
+        return 0  # it would take longer than to look at all tables
+    powers = np.linalg.eigvalsh(flat @ flat.T if len(flat) < flat.shape[1] else flat.T @ flat)
+    return int((powers > _CERTAIN * powers[-1]).sum())
+
+
+@functools.lru_cache(maxsize=256)
+def _back(kind: str, length: int, result: int) -> npt.NDArray[np.float64]:
+    """Return what makes ``length`` places of the ``result`` places that they are resized to."""
+    there = matrix(kind, length, result)
+    try:
+        return np.asarray(np.linalg.solve(there.T @ there, there.T), np.float64)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.pinv(there), np.float64)
 
 
 def _near(one: npt.NDArray[np.float64], other: Floats) -> bool:
