@@ -92,6 +92,14 @@ class Counter(nn.Module):
         ),
         pytest.param(Net(lambda net, x: x.mean((2, 3)) * (2.0 if torch.rand(3).sum() < 9.0 else 1.0)), id="random"),
         pytest.param(Net(lambda net, x: _changed(x)), id="changed by the input"),
+        *(
+            pytest.param(Net(lambda net, x, made=made: x.mean((2, 3)) * (2.0 if made(x) > 1e9 else 1.0)), id=name)
+            for name, made in {
+                "another tensor of the input": lambda x: torch.as_tensor(x).sum(),
+                "filled with a number of the input": lambda x: torch.full((2,), x.sum().item()).max(),
+                "new, filled with a number of the input": lambda x: x.new_full((2,), x.sum().item()).max(),
+            }.items()
+        ),
     ],
 )
 def test_numbers_that_differ_from_call_to_call_are_refused(module: nn.Module) -> None:

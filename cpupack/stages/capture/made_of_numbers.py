@@ -18,7 +18,9 @@ _BATCHES = (2, 5)
 """A number is known where it is the same for batches of both sizes."""
 _MOST = 4096
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
-_MADE = frozenset(
+_SHAPED = frozenset(["full_like", "ones_like", "zeros_like", "new_full", "new_ones", "new_zeros", "new_tensor"])
+"""What takes the shape and the type alone of its first argument."""
+_MADE = _SHAPED | frozenset(
     [
         "arange",
         "full",
@@ -31,16 +33,9 @@ _MADE = frozenset(
         "scalar_tensor",
         "tril_indices",
         "triu_indices",
-        "full_like",
-        "ones_like",
-        "zeros_like",
-        "new_full",
-        "new_ones",
-        "new_zeros",
-        "new_tensor",
     ]
 )
-"""What makes a tensor of numbers. Of a tensor among its arguments it takes the shape and the type alone."""
+"""What makes a tensor of numbers."""
 _READ = frozenset(
     [
         "item",
@@ -91,7 +86,7 @@ class MadeOfNumbers(TorchFunctionMode):
             if any(id(each) in self._known for each in before):
                 self._known.clear()  # views of it have changed as well
         elif name in _MADE or (before and not any(each in name for each in _RANDOM)):
-            self._follow(result, self._computed(func, args, options, shapes=name in _MADE))
+            self._follow(result, self._computed(func, args, options, shapes=name in _SHAPED))
         return result
 
     def _follow(self, result: Any, values: tuple[Any, ...] | None) -> None:
@@ -126,11 +121,15 @@ class MadeOfNumbers(TorchFunctionMode):
                 return of
             if id(of) in self._known:
                 return self._known[id(of)][1][number]
-            if not shapes:
-                raise _UnknownError
+            raise _UnknownError
+
+        def first(of: Any) -> Any:
+            if not shapes or not isinstance(of, torch.Tensor) or id(of) in self._known:
+                return tree_map(value, of)
             return torch.empty([value(size) for size in of.shape], dtype=of.dtype)
 
-        result = func(*tree_map(value, args), **tree_map(value, options))
+        given = [*map(first, args[:1]), *tree_map(value, args[1:])]
+        result = func(*given, **tree_map(value, options))
         if any(isinstance(each, torch.Tensor) and each.numel() > _MOST for each in tree_leaves(result)):
             raise _UnknownError
         return result

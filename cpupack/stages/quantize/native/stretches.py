@@ -26,7 +26,7 @@ CLOSE = 2e-5
 _CERTAIN = 1e-6
 """A part of the largest power that rounding to float32 leaves far below."""
 _MOST_ALONE = 8
-_MOST_SIDE, _LONGEST_MAP = 1024, 4096
+_MOST_SIDE, _LONGEST_MAP = 1024, 1 << 14
 
 
 @dataclass(frozen=True)
