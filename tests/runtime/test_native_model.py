@@ -138,6 +138,14 @@ def test_arrays_and_tensors_give_the_same_from_every_way_in(saved: Path, threads
         np.testing.assert_array_equal(answer, expected())
 
 
+def test_threads_that_slept_or_still_look_for_work_take_the_next_call(saved: Path) -> None:
+    """A thread sleeps soon after a long gap, and looks for work longer after some short ones."""
+    with InstancePool(saved, library.ENGINE, threads=2, instances=1) as pool:
+        for gap_s in (0.003, *(0.0002,) * 20, 0.0, 0.003, 0.0, 0.003):
+            time.sleep(gap_s)
+            np.testing.assert_array_equal(pool.run(INPUT.numpy()), expected())
+
+
 @pytest.mark.parametrize("net", [NET, by_pixels()], ids=["by blocks", "by pixels"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_kernels_add_the_mask(net: Reference, threads: int) -> None:
