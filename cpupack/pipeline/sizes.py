@@ -41,7 +41,7 @@ from cpupack.runtime.open_sizes import OpenSizes, Size
 from cpupack.runtime.signature import Signature, worst_sqnr_db
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.choices import spans_of, without_spans
+from cpupack.stages.quantize.native.choices import spans_of, without_periods, without_spans
 from cpupack.stages.quantize.native.largest import Tables
 from cpupack.stages.quantize.native.lowered import Lowered
 from cpupack.stages.quantize.native.sizes import (
@@ -120,7 +120,27 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
 def _known(
     model: _OpenModel, typical: Size, progress: Progress, *, has_spans: bool
 ) -> tuple[_OpenModel, _Probed]:  # fmt: skip
-    """Return how the model's program changes, and the model that tells it: with the largest size where that helps.
+    """Return how the model's program changes, and the model that tells it.
+
+    Which moves of a list are joined is what gives the fewest at each size, and in narrow images that may be another
+    step by chance. Where such programs do not tell how they change, those with the steps of the typical size may.
+    """
+    free = dataclasses.replace(model, choices=without_periods(model.choices))
+    try:
+        return _known_so(free, typical, progress, has_spans=has_spans)
+    except QuantizationError as refusal:
+        if free.choices == model.choices:
+            raise
+        try:
+            return _known_so(model, typical, progress, has_spans=has_spans)
+        except QuantizationError:
+            raise refusal from None
+
+
+def _known_so(
+    model: _OpenModel, typical: Size, progress: Progress, *, has_spans: bool
+) -> tuple[_OpenModel, _Probed]:  # fmt: skip
+    """Return the same for choices that are made: with the largest size where that helps.
 
     Capturing the largest size takes time and memory. Tables that are cut need it, and constants that are laid out with
     another range at another size (``has_spans`` says that some are laid out).

@@ -19,13 +19,13 @@ from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.open_sizes import OpenSizes, Size
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.choices import spans_of, without_spans
+from cpupack.stages.quantize.native.choices import spans_of, without_periods, without_spans
 from cpupack.stages.quantize.native.largest import Tables
 from cpupack.stages.quantize.native.lowered import Lowered
 from cpupack.stages.quantize.native.sizes import GrowingTablesError, sizes_of
 from cpupack.stages.quantize.native.stretches import grids_of
 from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
-from helpers.windowed_net import Windowed
+from helpers.windowed_net import Parted, Windowed
 
 TYPICAL = (16, 24)
 STEP = 4
@@ -311,6 +311,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "patches": Patches,
     "bordered": Bordered,
     "windowed": Windowed,
+    "parted": Parted,
 }
 MULTIPLES = {
     "shuffled": 1,
@@ -328,6 +329,7 @@ MULTIPLES = {
     "spread": 2,
     "bordered": 2,
     "windowed": 2,
+    "parted": 2,
 }
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
 OTHERS = {"channels", "sides", "columns"}
@@ -362,7 +364,7 @@ class Open:
         """How layers are lowered at the typical size, where that depends on it, but for ranges of constants."""
         module = quantize(self.stats, self.model.module, self.spec, target("native")).module
         assert isinstance(module, NativeModel)
-        return without_spans(module.choices)
+        return without_periods(without_spans(module.choices))
 
     def lowered(self, size: Size) -> Lowered:
         return lowered_at(self.at(size), size, self.sizes)

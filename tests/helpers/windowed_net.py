@@ -1,4 +1,4 @@
-"""A net with attention in shifted windows, as Swin transformers and nets of image restoration have it."""
+"""Nets with attention in windows, as Swin transformers, MaxViT and nets of image restoration have it."""
 
 from __future__ import annotations
 
@@ -39,3 +39,17 @@ class Windowed(nn.Module):
     def cut(self, x: torch.Tensor) -> torch.Tensor:
         samples, rows, columns, channels = x.shape
         return x.reshape(samples, rows // 2, 2, columns // 2, 2, channels).transpose(2, 3).reshape(-1, 4, channels)
+
+
+class Parted(Windowed):
+    """Attention in windows of 2 x 2 pixels, of queries, keys and values that three layers compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        samples, rows, columns, _ = x.shape
+        q, k, v = (layer(self.cut(x)).unflatten(-1, (2, 4)).transpose(1, 2) for layer in self.each)
+        whole = ((q @ k.transpose(-2, -1) * 0.5 + self.biases).softmax(-1) @ v).transpose(1, 2)
+        return whole.reshape(samples, rows // 2, columns // 2, 2, 2, 8).transpose(2, 3).reshape(x.shape)

@@ -398,6 +398,20 @@ def test_reshapes_in_a_row_are_one() -> None:
     assert kinds(graph) == ["flatten"]
 
 
+def test_heads_are_parted_before_they_are_turned() -> None:
+    """Attention of torch joins batch and heads, which no view can where the batch has windows in other places."""
+
+    def attend(net: Net, x: torch.Tensor) -> torch.Tensor:
+        windows = x.unflatten(2, (2, 4)).permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2)  # (2 n, 32, 16)
+        return net.attention(windows, windows, windows, need_weights=False)[0]  # type: ignore[no-any-return]
+
+    graph = captured(Net(attend, attention=nn.MultiheadAttention(16, 2, batch_first=True)), (16, 8, 8))
+    (scores,) = (node for node in graph.graph.nodes if "scaled_dot_product" in str(node.target))
+    for operand in scores.args[:3]:
+        assert operand.target is torch.permute
+        assert operand.meta["shape"][1:] == (2, 32, 8)
+
+
 def test_a_pixel_shuffle_that_is_written_out_is_named() -> None:
     def shuffle(net: Net, x: torch.Tensor) -> torch.Tensor:
         n, c, h, w = x.shape

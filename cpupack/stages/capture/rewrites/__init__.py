@@ -26,6 +26,7 @@ from cpupack.stages.capture.rewrites.noops import (
     drop_unread_parts,
     merge_shape_operations,
     name_pixel_shuffles,
+    split_before_permutations,
 )
 from cpupack.stages.capture.rewrites.padding import fold_padding, merge_paddings, swap_padding_and_activation
 from cpupack.stages.capture.rewrites.pooling import pool_all_positions
@@ -36,6 +37,8 @@ REWRITES: tuple[Rewrite, ...] = (
     drop_noops,
     drop_expansions,
     part_heads,
+    merge_shape_operations,
+    split_before_permutations,
     merge_shape_operations,
     delay_squeezes,
     merge_shape_operations,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, POINTWISE
-from cpupack.stages.capture.rewrites.tools import constant_of, is_a, module_of, only_reader, replace, shape
+from cpupack.stages.capture.rewrites.tools import constant_of, is_a, module_of, new_call, only_reader, replace, shape
 
 
 def drop_noops(graph: fx.GraphModule) -> bool:
@@ -94,6 +95,57 @@ def merge_shape_operations(graph: fx.GraphModule) -> bool:
             node.args = (inner.args[0], tuple(first[each] for each in outer))
             changed = True
     return changed
+
+
+def split_before_permutations(graph: fx.GraphModule) -> bool:
+    """Turn reshape, permutation and a reshape that only splits dimensions into one reshape and one permutation.
+
+    ``nn.MultiheadAttention`` joins batch and heads, turns, and parts them again: ``(rows, batch x heads, length)``.
+    Where the batch has windows or frames, joining them means moving all values.
+    """
+    changed = False
+    for node in tuple[fx.Node, ...](graph.graph.nodes):
+        turned = node.args[0] if node.target is torch.reshape else None
+        if not isinstance(turned, fx.Node) or turned.target is not torch.permute or only_reader(turned) is not node:
+            continue
+        inner, order = turned.args
+        if not isinstance(inner, fx.Node) or inner.target is not torch.reshape:
+            continue
+        groups = _split(shape(turned), shape(node))
+        joined, parted = inner.args[1], node.args[1]
+        if groups is None or not (_is_plain(order) and _is_plain(joined) and _is_plain(parted)):
+            continue
+        # The dimension that follows the batch must be the same one, or part of it.
+        place = next((place for place, group in enumerate(groups) if any(parted[axis] == -1 for axis in group)), None)
+        if place is None or joined[order[place]] != -1:
+            continue
+        before = [axis for _, group in sorted(zip(order, groups, strict=True)) for axis in group]
+        sizes = tuple(parted[axis] for axis in before)
+        whole = tuple(shape(node)[axis] for axis in before)
+        apart = new_call(graph, torch.reshape, (inner.args[0], sizes), node, "", whole)
+        back = tuple(before.index(axis) for axis in range(len(before)))
+        replace(node, new_call(graph, torch.permute, (apart, back), node, "", shape(node)))
+        changed = True
+    return changed
+
+
+def _is_plain(sizes: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(sizes, tuple) and all(isinstance(size, int) for size in sizes)
+
+
+def _split(whole: tuple[int, ...], parts: tuple[int, ...]) -> list[list[int]] | None:
+    """Return which dimensions of ``parts`` each of ``whole`` became, None where some were joined or none was split."""
+    groups, axis = list[list[int]](), 0
+    for size in whole:
+        group, product = [axis], parts[axis] if axis < len(parts) else 0
+        while 0 < product < size and axis + len(group) < len(parts):
+            product *= parts[axis + len(group)]
+            group.append(axis + len(group))
+        if product != size:
+            return None
+        groups.append(group)
+        axis += len(group)
+    return groups if axis == len(parts) > len(whole) else None
 
 
 def delay_squeezes(graph: fx.GraphModule) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import astuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.functions import highest_result, table_of
 from cpupack.stages.quantize.native.ledger import Ledger
 from cpupack.stages.quantize.native.measured import Forms
-from cpupack.stages.quantize.native.moves import memory_places, moves_of
+from cpupack.stages.quantize.native.moves import Joins, memory_places, moves_of
 from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program, Size
 from cpupack.stages.quantize.native.row_codes import Listed, RowCodes, RowNorm
 from cpupack.stages.quantize.native.select import select_channels
@@ -275,9 +276,11 @@ class Builder:
         ``grid`` is the target with the scale that these elements get, where it has several.
         """
         one, other = self.buffer(source), grid or self.buffer(target)
-        in_turn = self.choices.given(Way.MOVES)
-        moves, in_turn = moves_of(memory_places(elements, one), memory_places(places, other), one, other, in_turn)
-        self.choices.keep(Way.MOVES, in_turn)
+        ways = (Way.MOVES, Way.PERIOD, Way.RUNS)
+        given = Joins(*(self.choices.given(way) or 0 for way in ways))
+        moves, joins = moves_of(memory_places(elements, one), memory_places(places, other), one, other, given)
+        for way, chosen in zip(ways, astuple(joins), strict=True):
+            self.choices.keep(way, chosen)
         layer = Layer(Op.MOVE, input=source, output=target, constants={"weights": moves})
         layer.fields = {"runs": len(moves), "output_zero_point": other.zero_point}
         if (one.scale, one.zero_point) != (other.scale, other.zero_point):

@@ -20,6 +20,8 @@ class Way(Enum):
 
     ROW = "the dimension that the rows of a function are of"
     MOVES = "which moves of a list are joined"
+    PERIOD = "every how many of them"
+    RUNS = "of how many in a row"
     HEADS = "whether attention is one layer"
     LOW = "the least value of a constant that is laid out"
     HIGH = "the greatest one"
@@ -73,3 +75,8 @@ def without_spans(made: Made) -> Made:
 def spans_of(made: Made) -> Made:
     """Return the ranges of constants among choices."""
     return {key: value for key, value in made.items() if key[0] in (Way.LOW, Way.HIGH)}
+
+
+def without_periods(made: Made) -> Made:
+    """Return choices without every how many moves are joined."""
+    return {key: value for key, value in made.items() if key[0] not in (Way.PERIOD, Way.RUNS)}

@@ -113,9 +113,10 @@ def append_heads(floats: Floats, heads: Heads) -> View:
     *lead, rows, length = heads.queries.shape
     columns, width = heads.keys.shape[-2], heads.values.shape[-1]
     outer = tuple(lead)
-    queries, keys, values = _in_one_buffer(floats, [heads.queries, heads.keys, heads.values])
     sizes_of = outer or (1,)
     joined = min(heads.joined, len(sizes_of))
+    operands = [heads.queries, heads.keys, heads.values]
+    queries, keys, values = _in_one_buffer(floats, operands, math.prod(sizes_of[-joined:]))
     front, last = sizes_of[:-joined], sizes_of[-joined:]
     # (*front, rows, *heads, width): a dense tensor in which the heads of a row are the channels of a token.
     memory = dense_steps((*front, rows, *last, width))
@@ -184,12 +185,12 @@ def _tiles(masks: torch.Tensor, outer: tuple[int, ...]) -> tuple[npt.NDArray[np.
     return np.ascontiguousarray(heads[first]), places.astype(np.int32)
 
 
-def _in_one_buffer(floats: Floats, views: list[View]) -> list[View]:
+def _in_one_buffer(floats: Floats, views: list[View], heads: int) -> list[View]:
     """Return views of one buffer whose last dimension lies side by side; they are copied to one where necessary."""
     side_by_side = all(view.steps[-1] == 1 or view.shape[-1] == 1 for view in views)
     if side_by_side and len({view.buffer for view in views}) == 1:
         return views
-    whole = floats.new(_room_for(views))
+    whole = floats.new(_room_for(views, heads))
     copies, first = [], 0
     for view in views:
         to = View(whole.buffer, view.shape, dense_steps(view.shape), first)
@@ -198,13 +199,16 @@ def _in_one_buffer(floats: Floats, views: list[View]) -> list[View]:
     return copies
 
 
-def _room_for(views: list[View]) -> tuple[int, int]:
-    """Return the shape of a buffer for all values, with as many in a row at any number of positions (``forms.py``)."""
+def _room_for(views: list[View], heads: int) -> tuple[int, int]:
+    """Return the shape of a buffer for all values, with as many in a row at any number of positions (``forms.py``).
+
+    And at any number of windows: those of a position are of its own heads alone, however many windows there are.
+    """
     total, positions = sum(view.size for view in views), views[0].shape[-2]
     if any(view.shape[-2] != positions for view in views):
         width = math.gcd(*(view.shape[-1] for view in views))
     else:
-        values = total // positions
+        values = heads * sum(view.shape[-1] for view in views)
         width = next(each for each in range(min(values, WIDEST), 0, -1) if values % each == 0)
     return total // width, width
 

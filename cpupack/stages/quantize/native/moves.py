@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ _COLUMNS = 8  # of struct cpupack_move
 _LONGEST_PERIOD = 64
 _MOST_TRIED = 1 << 10
 """Runs of a row that periods are tried on: a long row repeats."""
+_AS_GOOD = 2
+"""A step that joins what it joins at another size may give so many times as many moves as the best one."""
 _AT_ONCE = 1 << 18
 """Number of bytes to process together."""
 
@@ -31,13 +34,26 @@ def memory_places(elements: torch.Tensor, buffer: Buffer) -> Ints:
     return places
 
 
+@dataclass(frozen=True)
+class Joins:
+    """Which runs of bytes become one move.
+
+    Those that follow each other in the target (NEIGHBOURS), or every ``period``-th one (APART) of rows of ``runs``.
+    EITHER, or a period of 0, says that it was not the same in all rows.
+    """
+
+    kind: int = EITHER
+    period: int = 0
+    runs: int = 0
+
+
 def moves_of(
-    sources: Ints, targets: Ints, source: Buffer, target: Buffer, joins: int | None = None
-) -> tuple[npt.NDArray[np.int32], int]:
+    sources: Ints, targets: Ints, source: Buffer, target: Buffer, joins: Joins | None = None
+) -> tuple[npt.NDArray[np.int32], Joins]:
     """Return moves ``(n, 8)`` from ``sources`` (or FILL) in one buffer's memory to ``targets`` in another's.
 
-    A move joins runs of bytes that follow each other in the target (NEIGHBOURS), or every n-th one (APART), whichever
-    gives fewer, unless ``joins`` says it. Which it was is returned, too: EITHER where it was not the same in all rows.
+    A move joins runs of bytes in the way that gives the fewest, unless ``joins`` says it. Which it was is returned,
+    too.
     """
     by_target = np.argsort(targets, kind="stable")
     row = target.width * target.channels
@@ -45,15 +61,18 @@ def moves_of(
     rows = targets[by_target] // row
     cuts = np.searchsorted(rows, np.arange(0, target.frames * target.height, max(1, _AT_ONCE // row)))
     parts = [part for part in np.split(by_target, cuts[1:]) if len(part)]
-    found = [_moves_of_rows(sources[part], targets[part], source, target, joins or EITHER) for part in parts]
-    chosen = {each for _, each in found}
+    found = [_moves_of_rows(sources[part], targets[part], source, target, joins or Joins()) for part in parts]
     moves = np.concatenate([each for each, _ in found]) if found else np.empty((0, _COLUMNS), np.int32)
-    return moves, chosen.pop() if len(chosen) == 1 else EITHER
+    chosen = {each for _, each in found}
+    if len(chosen) == 1:
+        return moves, chosen.pop()
+    kinds = {each.kind for each in chosen}
+    return moves, Joins(kinds.pop() if len(kinds) == 1 else EITHER)
 
 
 def _moves_of_rows(
-    sources: Ints, targets: Ints, source: Buffer, target: Buffer, joins: int
-) -> tuple[npt.NDArray[np.int32], int]:
+    sources: Ints, targets: Ints, source: Buffer, target: Buffer, joins: Joins
+) -> tuple[npt.NDArray[np.int32], Joins]:
     from_row, to_row = source.width * source.channels, target.width * target.channels
     rows = np.where(sources < 0, -1, sources // from_row), targets // to_row
     # Neighbours in both become one run of bytes.
@@ -69,20 +88,28 @@ def _moves_of_rows(
         ],
         1,
     )  # fmt: skip
-    period = _best_period(runs, joins)
-    return _repeated(_by_period(runs, period)), NEIGHBOURS if period == 1 else APART
+    longest_row = int(np.bincount(runs[:, 2] - runs[:, 2].min()).max())
+    period = _best_period(runs, longest_row, joins)
+    return _repeated(_by_period(runs, period)), Joins(NEIGHBOURS if period == 1 else APART, period, longest_row)
 
 
-def _best_period(runs: Ints, joins: int) -> int:
+def _best_period(runs: Ints, longest_row: int, joins: Joins) -> int:
     """Return the step in which runs of a row repeat best. In a pixel shuffle every r-th run repeats, not neighbours."""
     rows, lengths = np.unique(runs[:, 2], return_counts=True)
     sample = runs[runs[:, 2] == rows[lengths.argmax()]][:_MOST_TRIED]
-    if joins == NEIGHBOURS:
+    if joins.kind == NEIGHBOURS:
         return 1
-    longest = len(sample) // 2 if joins == APART else min(len(sample) // 2, _LONGEST_PERIOD)
-    periods = range(2 if joins == APART else 1, longest + 1)
+    longest = len(sample) // 2 if joins.kind == APART else min(len(sample) // 2, _LONGEST_PERIOD)
+    periods = range(2 if joins.kind == APART else 1, longest + 1)
     counts = {period: len(_repeated(_by_period(sample, period))) for period in periods}
     fewest = min(counts.values(), default=len(sample))
+    if joins.kind == APART and joins.period:
+        # In narrow rows another step may give fewer moves by chance: that of the other size, or as much longer as the
+        # rows are, joins what it joined there.
+        scaled, rest = divmod(joins.period * longest_row, joins.runs)
+        alike = {each: counts[each] for each in (joins.period, *([] if rest else [scaled])) if each in counts}
+        if alike and min(alike.values()) <= _AS_GOOD * fewest:
+            counts, fewest = alike, min(alike.values())
     # Of two that are as good the longer one, which is the better one for wider images: these have the same moves then.
     return 1 if fewest == len(sample) else max(period for period, count in counts.items() if count == fewest)
 
