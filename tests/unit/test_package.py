@@ -243,6 +243,19 @@ def test_an_unknown_name_is_an_attribute_error(staged: StagedProject) -> None:
     assert run_python(staged, code) == "module 'tiny_int8' has no attribute 'Runer'"
 
 
+def test_errors_and_warnings_are_imported_from_the_package(staged: StagedProject) -> None:
+    """A caller who caught one had to name a private module."""
+    from cpupack.runtime import errors
+
+    own = [name for name, each in vars(errors).items() if isinstance(each, type)]
+    code = (
+        f"import sys, tiny_int8\nfrom tiny_int8 import {', '.join(own)}\nassert 'numpy' not in sys.modules\n"
+        f"assert set({own}) <= set(tiny_int8.__all__) and issubclass(InputError, RunnerError)\n"
+        "from tiny_int8 import Runner\ntry: Runner(threads=0)\nexcept InputError: print('caught')"
+    )
+    assert run_python(staged, code) == "caught"
+
+
 def test_the_bound_runner_takes_every_option_of_the_runtimes(staged: StagedProject) -> None:
     from cpupack.runtime.runner import Runner
 
