@@ -144,7 +144,7 @@ def test_a_cut_picture_of_a_kind_that_this_pillow_reads_is_called_damaged() -> N
     """It was said that Pillow does not read AVIF, and to install the one that is there."""
     whole = encoded("AVIF")
     assert decode_image(whole).size == (40, 30)
-    with pytest.raises(InputError, match="is an AVIF picture that is truncated or damaged$"):
+    with pytest.raises(InputError, match=r"is an AVIF picture that is truncated or damaged$"):
         decode_image(whole[: len(whole) // 3])
 
 
