@@ -59,8 +59,9 @@ def require_extra(package_dir: Path, modules: list[str]) -> None:
 def _serve(package_dir: Path, options: ServeOptions, say: Say) -> tuple[dict[str, Any], str]:
     import uvloop
 
-    from .lifecycle import Server
+    from .lifecycle import Server, allow_connections
 
+    allow_connections(options.max_connections)
     keep_memory(os.environ)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.ERROR)
