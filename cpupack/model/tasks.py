@@ -22,7 +22,6 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     Raises ModelError where they do not fit the kind, or a setting does not fit them.
     """
     outputs = {each.name: each.result_shape for each in signature.outputs}
-    whole = next((each for each in signature.outputs if each.whole is not None), None)
     if task is None:
         kind = default_kind(outputs) if all(each.dtype == "float32" for each in signature.outputs) else RAW
         applied = kind == CLASSIFICATION and signature.outputs[0].apply is not None
@@ -33,15 +32,15 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
             hint=_remedy(task.kind, outputs)
             or 'set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
         )
-    if whole is not None and task.kind != RAW:
+    whole = next((each for each in signature.outputs if each.whole is not None), None)
+    if whole is not None and task.kind != RAW and not _holds_classes(task.kind, whole):
         raise ModelError(
             f'[task] kind = "{task.kind}" is of scores or other floats, and the output "{whole.name}" is {whole.dtype}',
             hint=f'set kind = "raw", which gives it as it is; or leave it out: [[output]] name = "{whole.name}" with '
             "drop = true",
         )
     for each in signature.outputs:
-        is_map = task.kind == "segmentation" and len(each.result_shape) == 2
-        if each.apply == "argmax" and task.kind != RAW and not is_map:
+        if each.apply == "argmax" and task.kind != RAW and not _holds_classes(task.kind, each):
             raise ModelError(
                 f'[task] kind = "{task.kind}" is of scores or other floats, and [[output]] makes numbers of classes of '
                 f'"{each.name}" (argmax)',
@@ -62,6 +61,11 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     if (wrong := kinds.wrong_setting(spec, outputs)) is not None:
         raise ModelError(f"[task] {wrong[0]} {wrong[1]}")
     return spec
+
+
+def _holds_classes(kind: str | None, output: OutputSpec) -> bool:
+    """Return whether an output of whole numbers is a map of classes, which a segmentation may be."""
+    return kind == "segmentation" and len(output.result_shape) == 2
 
 
 def _scores(task: Task, outputs: Sequence[OutputSpec]) -> dict[str, str]:

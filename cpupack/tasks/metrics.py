@@ -100,9 +100,10 @@ def class_overlaps(presenter: Presenter, outputs: Mapping[str, Array], targets: 
     for row, target in enumerate(targets.astype(np.int64)):
         found = presenter.present({name: each[row] for name, each in outputs.items()}, Frame.whole(width, height)).mask
         known = (target >= 0) & (target != IGNORED)
-        pairs = target[known] * size + np.clip(found[known], 0, size - 1)
-        common = np.bincount(pairs, minlength=size * size).reshape(size, size)
-        counts[row] = np.diag(common), common.sum(axis=0) + common.sum(axis=1) - np.diag(common)
+        named = np.where(found[known] < 0, size, found[known])  # the model may say of a pixel that it has no class
+        common = np.bincount(target[known] * (size + 1) + named, minlength=size * (size + 1)).reshape(size, size + 1)
+        both = np.diag(common)
+        counts[row] = both, common[:, :size].sum(axis=0) + common.sum(axis=1) - both
     return counts
 
 

@@ -165,6 +165,7 @@ def test_the_data_of_a_build_tell_scores_from_classes() -> None:
     half = Mean(lambda x: (40 * x - 20).clamp(-10, 10) + (x == 0) * 0.5)
     assert squeezed(half, OutputSpec("output", (4, 4)))
     assert not squeezed(Mean(lambda x: (x > 0.5).float() * 3), OutputSpec("output", (4, 4)))
+    assert not squeezed(Mean(lambda x: (x > 0.5) * 100.0 - 100), OutputSpec("output", (4, 4), whole="int64"))
     assert not squeezed(Mean(lambda x: torch.stack([x, 1 - x], 1)), OutputSpec("output", (2, 4, 4)))
     assert not squeezed(Mean(lambda x: torch.stack([x, 1 - x], 1)), OutputSpec("output", (2, 4, 4), "argmax", 1))
 
@@ -239,6 +240,10 @@ def test_numbers_of_classes_are_no_scores() -> None:
             task_of(Task.model_validate({"kind": kind}), Signature(image, specs))
     maps = Signature(image, (OutputSpec("output", (5, 8, 8), "argmax", 1),))
     assert task_of(Task(kind="segmentation"), maps).kind == "segmentation"
+    own = Signature(image, (OutputSpec("output", (8, 8), whole="int64"),))  # forward ends in an argmax
+    assert task_of(Task(kind="segmentation"), own).kind == "segmentation"
+    with pytest.raises(ModelError, match='the output "output" is bool'):
+        task_of(Task(kind="segmentation"), Signature(image, (OutputSpec("output", (2, 8, 8), whole="bool"),)))
     assert task_of(None, Signature(image, (OutputSpec("output", (5, 2), "argmax", 2),))).kind == "raw"
     assert task_of(None, Signature(image, (OutputSpec("output", (5, 2), "argmax", 1),))).kind == "raw"
     assert task_of(None, Signature(image, (OutputSpec("output", (5,), "softmax"),))).scores == "probabilities"

@@ -190,6 +190,8 @@ def test_mean_iou_leaves_out_what_is_unknown() -> None:
     assert metric(scores, np.array([[[1, 255], [0, 0]]])) == 1.0
     alone = task_metric("miou", model("segmentation", {"output": (1, 2)}), resampled=False)  # of one class, squeezed
     assert alone(np.array([[[0.3, -0.2]]], np.float32), np.array([[[0, 0]]])) == pytest.approx((1 / 2 + 0) / 2)
+    classes = task_metric("miou", model("segmentation", {"output": (2, 2)}), resampled=False)  # -1 is no class
+    assert classes(np.array([[[1, -1], [0, 0]]]), np.array([[[1, 0], [0, 0]]])) == pytest.approx((1 + 2 / 3) / 2)
     with pytest.raises(VerificationError, match="the masks have class 128, and the model has the classes 0 to 1"):
         metric(scores, np.array([[[0, 128], [0, 255]]]))
     with pytest.raises(VerificationError, match="no pixel of the masks has a class"):
