@@ -195,6 +195,28 @@ def test_outputs_of_other_names_are_told_how_to_fit() -> None:
     assert caught.value.hint == '[[output]] tables: name = "more" with drop = true'
 
 
+def test_no_advice_leaves_out_what_is_wanted() -> None:
+    """Without the class of each box, all would have class 0; values of another head would be missing."""
+
+    def hint(kind: str, *specs: OutputSpec) -> str:
+        with pytest.raises(ModelError) as caught:
+            task_of(Task.model_validate({"kind": kind}), Signature((TensorSpec(INPUT, (3, SIZE, SIZE)),), specs))
+        return caught.value.hint or ""
+
+    chosen = OutputSpec("boxes", (8, 4)), OutputSpec("labels", (8,), whole="int64"), OutputSpec("scores", (8,))
+    assert hint("detection", *chosen).startswith('"labels" may be the class of each box, and is not read')
+    all_scores = OutputSpec("logits", (8, 3))
+    assert hint("detection", *chosen[:2], all_scores) == (
+        '[[output]] tables: name = "logits" with rename = "scores"; name = "labels" with drop = true'
+    )
+    two = hint("regression", OutputSpec("age", (1,)), OutputSpec("size", (2,)))
+    assert two.startswith("return all values as one tensor, torch.cat([age, size], 1); or leave some out, [[output]]")
+    mask, features = OutputSpec("mask", (8, 8), whole="bool"), OutputSpec("features", (9,))
+    assert hint("segmentation", mask, features) == '[[output]] tables: name = "features" with drop = true'
+    points = hint("keypoints", OutputSpec("output", (5, 2), whole="int64"))
+    assert points == 'set kind = "raw", which gives it as it is; or return it as floats: output.float()'
+
+
 def test_boxes_lie_in_the_frames_of_a_video_and_in_no_table() -> None:
     """A video of (channels, frames, height, width) was taken for no image: boxes were clipped to one pixel."""
     outputs = (OutputSpec("boxes", (9, 4)), OutputSpec("scores", (9, 2)))
