@@ -73,6 +73,12 @@ def _repeat(r: Raiser, a: dict[str, Any]) -> fx.Node:
     if r.is_known(source) and _repeats_for_arithmetic(r, before):
         r.known[r.node] = r.constant(source)
         return r.input  # a placeholder's worth: who reads this call takes the known value
+    if (
+        not r.is_known(source)
+        and len(before) == len(shape)
+        and all(one in {1, size} for one, size in zip(before, shape, strict=True))
+    ):
+        return _repeated(r, source, moves)
     if not r.is_known(source) or sum(moves) != 1 or not moves[0] or len(before) != len(shape) or before[0] != 1:
         raise NotRaised
     value = r.tensor(source)
