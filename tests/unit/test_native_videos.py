@@ -246,6 +246,28 @@ def test_what_goes_channel_by_channel_over_frames_is_native(name: str) -> None:
     assert {fact.precision for fact in int8.layers if fact.kind.startswith(("Conv", "Linear"))} == {"int8"}
 
 
+def place_in_time(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+    """A constant for each frame, repeated for each video."""
+    return images + layer.weight[:4, :, 0, 0].repeat(len(images) // 4, 1)[:, :, None, None]
+
+
+def gate_of_video(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+    """One factor for all frames of a video."""
+    return images * images.unflatten(0, (-1, 4)).mean((1, 3, 4)).sigmoid().repeat_interleave(4, 0)[:, :, None, None]
+
+
+@needs_kernels
+@pytest.mark.parametrize("function", [place_in_time, gate_of_video])
+def test_what_is_repeated_over_frames_is_native(function: Callable[[nn.Conv2d, torch.Tensor], torch.Tensor]) -> None:
+    class Repeated(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(function(self, x))
+
+    sqnr_db, int8, _ = lowered(OverFrames(Repeated(8, 8, 1)).eval(), (4, 3, 8, 8))
+    assert sqnr_db > BOUND_DB
+    assert not [fact for fact in int8.layers if fact.kernel.startswith(("aten", "torch"))]
+
+
 @needs_kernels
 def test_a_layer_over_frames_that_is_skipped_stays_fp32() -> None:
     data = samples((4, 3, 8, 8))
