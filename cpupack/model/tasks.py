@@ -13,6 +13,12 @@ from cpupack.runtime.tasks.base import Shapes
 from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW, SETTINGS, TaskSpec, default_kind
 
 _IN_IMAGES = ("detection", "keypoints")
+_ROWS = ("regression", "multilabel")
+"""Kinds whose values may come from several heads of a model."""
+_NUMBERS = ("regression", "keypoints")
+"""Kinds of numbers that may be whole."""
+_CLASS = ("label", "class", "cls")
+"""What is in the name of an output with the class of each box."""
 _COUNTED = {"regression": "value", "keypoints": "point", "multilabel": "label"}
 
 
@@ -22,7 +28,6 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     Raises ModelError where they do not fit the kind, or a setting does not fit them.
     """
     outputs = {each.name: each.result_shape for each in signature.outputs}
-    whole = next((each for each in signature.outputs if each.whole is not None), None)
     if task is None:
         kind = default_kind(outputs) if all(each.dtype == "float32" for each in signature.outputs) else RAW
         applied = kind == CLASSIFICATION and signature.outputs[0].apply is not None
@@ -30,18 +35,17 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     if (problem := kinds.misfit(task.kind, outputs)) is not None:
         raise ModelError(
             f'[task] kind = "{task.kind}" {problem}',
-            hint=_remedy(task.kind, outputs)
+            hint=_remedy(task.kind, signature.outputs)
             or 'set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
         )
-    if whole is not None and task.kind != RAW:
+    whole = next((each for each in signature.outputs if each.whole is not None), None)
+    if whole is not None and task.kind != RAW and not _holds_classes(task.kind, whole):
         raise ModelError(
             f'[task] kind = "{task.kind}" is of scores or other floats, and the output "{whole.name}" is {whole.dtype}',
-            hint=f'set kind = "raw", which gives it as it is; or leave it out: [[output]] name = "{whole.name}" with '
-            "drop = true",
+            hint=_of_whole(task.kind, whole, alone=len(outputs) == 1),
         )
     for each in signature.outputs:
-        is_map = task.kind == "segmentation" and len(each.result_shape) == 2
-        if each.apply == "argmax" and task.kind != RAW and not is_map:
+        if each.apply == "argmax" and task.kind != RAW and not _holds_classes(task.kind, each):
             raise ModelError(
                 f'[task] kind = "{task.kind}" is of scores or other floats, and [[output]] makes numbers of classes of '
                 f'"{each.name}" (argmax)',
@@ -62,6 +66,11 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     if (wrong := kinds.wrong_setting(spec, outputs)) is not None:
         raise ModelError(f"[task] {wrong[0]} {wrong[1]}")
     return spec
+
+
+def _holds_classes(kind: str | None, output: OutputSpec) -> bool:
+    """Return whether an output of whole numbers is a map of classes, which a segmentation may be."""
+    return kind == "segmentation" and len(output.result_shape) == 2
 
 
 def _scores(task: Task, outputs: Sequence[OutputSpec]) -> dict[str, str]:
@@ -89,21 +98,46 @@ def _scores(task: Task, outputs: Sequence[OutputSpec]) -> dict[str, str]:
     return {"scores": "probabilities"}
 
 
-def _remedy(kind: str, outputs: Shapes) -> str | None:
-    """Return which of several outputs to leave out, and which to rename, so that the others fit a kind."""
+def _of_whole(kind: str, output: OutputSpec, *, alone: bool) -> str:
+    """Return what to do with an output of whole numbers, of which a kind knows nothing to make."""
+    found = ['set kind = "raw", which gives it as it is']
+    if kind in _NUMBERS:
+        found.append(f"return it as floats: {output.name}.float()")
+    if not alone:
+        found.append(f'leave it out: [[output]] name = "{output.name}" with drop = true')
+    return "; or ".join(found)
+
+
+def _remedy(kind: str, specs: Sequence[OutputSpec]) -> str | None:
+    """Return which of several outputs to leave out, and which to rename, so that the others fit a kind.
+
+    Values of several heads, and the class of each box, are no outputs to leave out.
+    """
+    outputs = {each.name: each.result_shape for each in specs}
+    usable = [each.name for each in specs if each.whole is None or _holds_classes(kind, each)]
     wanted = ("boxes", "scores") if kind == "detection" else ("",)
     found = [
         names
-        for names in itertools.permutations(outputs, len(wanted))
+        for names in itertools.permutations(usable, len(wanted))
         if kinds.misfit(kind, {new or name: outputs[name] for new, name in zip(wanted, names, strict=True)}) is None
     ]
     if len(outputs) == 1 or not found:
         return None
     names = max(found, key=lambda each: _alike(each, wanted))
-    renamed = [f'name = "{old}" with rename = "{new}"' for old, new in zip(names, wanted, strict=True) if new]
-    dropped = [f'name = "{each}" with drop = true' for each in outputs if each not in names]
+    left = [each for each in outputs if each not in names]
+    classes = [each for each in left if each not in usable or any(word in each.lower() for word in _CLASS)]
+    if kind == "detection" and len(outputs[names[1]]) == 1 and classes:
+        return (
+            f'"{classes[0]}" may be the class of each box, and is not read: return the scores of all classes '
+            '(n, classes) in "scores", before the best one is chosen'
+        )
+    pairs = zip(names, wanted, strict=True)
+    renamed = [f'name = "{old}" with rename = "{new}"' for old, new in pairs if new not in ("", old)]
+    dropped = [f'name = "{each}" with drop = true' for each in left]
     several = f" ({len(found)} choices fit; this is one)" if len(found) > 1 else ""
-    return f"[[output]] tables: {'; '.join([*renamed, *dropped])}{several}"
+    heads = kind in _ROWS and usable == list(outputs) and all(len(shape) == 1 for shape in outputs.values())
+    joined = f"return all values as one tensor, torch.cat([{', '.join(outputs)}], 1); or leave some out, " * heads
+    return f"{joined}[[output]] tables: {'; '.join([*renamed, *dropped])}{several}"
 
 
 def _alike(names: Sequence[str], wanted: Sequence[str]) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import IntegrityError
+from .errors import HostError, IntegrityError
+from .host.limits import system_fault
 from .manifest import Manifest
 
 
@@ -17,6 +18,8 @@ def read_labels(package_dir: Path, manifest: Manifest) -> tuple[str, ...] | None
         # splitlines would also split at rare characters that a label may hold.
         labels = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
+        if (refused := system_fault(error)) is not None:
+            raise HostError(refused) from error
         raise IntegrityError(f"cannot read the labels {path}: {error}") from error
     shapes = [each.get("shape") for each in manifest.outputs] or [manifest.model["output_shape"]]
     scores = [shape for shape in shapes if isinstance(shape, list) and len(shape) == 1]

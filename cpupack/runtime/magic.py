@@ -24,6 +24,12 @@ class Kind:
         return f"{self.what}; {self.advice}"
 
 
+HEIC = Kind("a HEIC picture, which Pillow does not read", _CONVERT, picture=True)
+AVIF = Kind(
+    "an AVIF picture, which this Pillow does not read", f"install Pillow 11.3 or later, or {_CONVERT}", picture=True
+)
+
+
 def recognized(head: bytes) -> Kind | None:
     """Return what a file is whose first bytes are ``head``, None where that is not known."""
     if head[4:8] == b"ftyp":
@@ -42,10 +48,9 @@ def recognized(head: bytes) -> Kind | None:
 def _boxed(brand: bytes) -> Kind:
     """Return the kind of a file in ISO's base media format (ISO/IEC 14496-12), by its brand."""
     if brand in _HEIC:
-        return Kind("a HEIC picture, which Pillow does not read", _CONVERT, picture=True)
+        return HEIC
     if brand in _AVIF:
-        return Kind("an AVIF picture, which this Pillow does not read", f"install Pillow 11.3 or later, or {_CONVERT}",
-                    picture=True)  # fmt: skip
+        return AVIF
     return Kind("a video", "save its frames as JPEG or PNG")
 
 

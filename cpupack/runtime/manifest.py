@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any
 
-from .errors import IntegrityError
+from .errors import HostError, IntegrityError
 from .files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
+from .host.limits import system_fault
 
 MANIFEST_SCHEMA = 1
 
@@ -290,6 +291,8 @@ def _read_text(path: Path) -> str:
             "from within an archive; install the wheel with pip, or unpack it and import it from there"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
+        if (refused := system_fault(error)) is not None:
+            raise HostError(refused) from error
         raise IntegrityError(f"cannot read {path}: {error}") from error
 
 
@@ -324,7 +327,9 @@ def check_left_out(package_dir: Path, manifest: Manifest, paths: Collection[Path
     for path in paths:
         try:
             same = hash_file(path) == manifest.files[path.relative_to(package_dir).as_posix()].sha256
-        except OSError:
+        except OSError as error:
+            if (refused := system_fault(error)) is not None:
+                raise HostError(refused) from error
             same = False
         if not same:
             raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")

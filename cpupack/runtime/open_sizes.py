@@ -135,7 +135,7 @@ class OpenSizes:
         return typical_size(self.inputs) if self.inputs else self.size_of(shape)
 
     def shape_at(self, shape: Sequence[int], size: Size) -> tuple[int, ...]:
-        """Return the shape of a sample with other sides. -1 is a side that is not known."""
+        """Return the shape of a sample with other sides."""
         found = list(shape)
         for axis, side in zip(self.axes, size[-len(self.axes) :], strict=True):
             found[axis] = side
@@ -147,16 +147,19 @@ class OpenSizes:
         own = self.inputs[number]
         return tuple(sides.get(name, given) for name, given in zip(own.names, own.shape, strict=True))
 
-    def open_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of a sample with -1 for sides that may differ."""
-        return self.shape_at(shape, self._open())
-
-    def open_input(self, number: int) -> tuple[int, ...]:
-        """Return the shape of a sample of one of ``inputs`` with -1 for sides that may differ."""
-        return self.input_at(number, self._open())
-
-    def _open(self) -> Size:
-        return tuple(low if low == high else -1 for low, high in zip(self.least, self.most, strict=True))
+    def sides(self, number: int, shape: Sequence[int]) -> tuple[int | range, ...]:
+        """Return the shape of a sample of an input, with all the numbers that a side may have where it may differ."""
+        found: list[int | range] = list(shape)
+        sides = [
+            low if low == high else range(low, high + 1, step)
+            for low, high, step in zip(self.least, self.most, self.multiple, strict=True)
+        ][-len(self.names) :]
+        if self.inputs:
+            named = dict(zip(self.names, sides, strict=True))
+            return tuple(named.get(name, size) for name, size in zip(self.inputs[number].names, shape, strict=True))
+        for axis, side in zip(self.axes, sides, strict=True):
+            found[axis] = side
+        return tuple(found)
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Return whether a sample of a shape is taken as it is. Only for what is no image."""

@@ -62,13 +62,14 @@ class Stream:
             raise InputError(f'the stream keeps the state "{own[0]}" itself; runner.stream(state=...) sets it')
         with self._one_at_a_time:
             batch = rows.pack(self._signature, {**given, **self._fitting(given)}, check_finite=self._check_finite)
+            signature = self._of_size(batch)
             values = self._run(batch)
-            raw = self._signature.split(values)
+            raw = signature.split(values)
             state = {spec.name: raw[output.name] for spec, output in self._specs.values()}
             if self._check_finite:
                 _require_finite(state)
             self._state = state
-        found = self._results(values)
+        found = self._results(signature, values)
         torch = sys.modules.get("torch")
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
             return found
@@ -139,9 +140,14 @@ class Stream:
     def _told(self) -> str:
         return ", ".join(f"{name} float32 {batch_text(spec.shape)}" for name, (spec, _) in self._specs.items())
 
-    def _results(self, values: Floats) -> Any:
+    def _of_size(self, batch: Floats) -> Signature:
+        """Return the signature with the shapes that outputs have for a chunk of this size."""
+        sizes = self._signature.sizes
+        return self._signature if sizes is None else self._signature.of_size(sizes.size_in(batch))
+
+    def _results(self, signature: Signature, values: Floats) -> Any:
         states = {output.name for _, output in self._specs.values()}
-        found = {name: each for name, each in self._signature.unpack(values).items() if name not in states}
+        found = {name: each for name, each in signature.unpack(values).items() if name not in states}
         return next(iter(found.values())) if len(found) == 1 else found
 
     def __reduce__(self) -> NoReturn:

@@ -103,7 +103,7 @@ def same_classes(
 
         def classes(values: Array) -> Array:
             (found,) = signature.unpack(values).values()
-            return np.stack([maps.classes(np.asarray(each, np.float32)) for each in found])
+            return np.stack([maps.classes(each) for each in found])
 
         return lambda reference, actual: float(np.mean(classes(reference) == classes(actual)))
     own = signature.class_scores if scores else None

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from cpupack.errors import CalibrationError
+from cpupack.recipe.metrics import known_metric
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels, upright_size
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.sources.classes import labels_of
@@ -211,10 +212,7 @@ def _csv(path: Path, names: Sequence[str], root: Path, request: Request) -> Arra
             "the columns are the file, then a value for each output",
         )
     columns = [each.strip() for each in lines[0][1:]]
-    labels = labels_of(request)
-    if labels is not None and sorted(labels) != sorted(columns):
-        raise _error(request, f"{path} has the columns {', '.join(columns)}, and the labels are {', '.join(labels)}")
-    order = [columns.index(label) for label in labels] if labels is not None else list(range(len(columns)))
+    order = _order(columns, path, request)
     rows: dict[str, list[float]] = {}
     for number, line in zip(numbers[1:], lines[1:], strict=True):
         if len(line) - 1 != len(columns):
@@ -234,6 +232,21 @@ def _csv(path: Path, names: Sequence[str], root: Path, request: Request) -> Arra
         if name not in rows and Path(name).name not in rows:
             raise _error(request, f"{path} has no row for {name}")
     return np.array([rows.get(name, rows.get(Path(name).name)) for name in names], np.float64)
+
+
+def _order(columns: list[str], path: Path, request: Request) -> list[int]:
+    """Return the columns in the order of the labels, whose names they have.
+
+    What a metric of the user's own compares with may be something else, such as x and y of each point: columns of which
+    none is a label keep their order.
+    """
+    labels = labels_of(request)
+    own = known_metric(str(request.loaded.recipe.evaluation.metric)) is None
+    if labels is None or (own and not set(labels) & set(columns)):
+        return list(range(len(columns)))
+    if sorted(labels) != sorted(columns):
+        raise _error(request, f"{path} has the columns {', '.join(columns)}, and the labels are {', '.join(labels)}")
+    return [columns.index(label) for label in labels]
 
 
 def _number(cell: str) -> float:

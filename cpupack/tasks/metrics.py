@@ -55,6 +55,7 @@ def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
 
     def prepare(outputs: Outputs, targets: Array) -> OfRows:
         named = outputs if isinstance(outputs, dict) else {own: outputs}
+        _check_numbers(name, targets, names=known.kind == "embedding")
         if known.kind == "embedding":
             return of_sums(recalls(named[own], targets, recall_at(name)), share)
         return _PREPARED[name](presenter, named, targets)
@@ -66,6 +67,33 @@ def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
         return found
 
     return Metric(name, known.goal, function, resampled, prepare)
+
+
+def _check_numbers(metric: str, targets: Array, *, names: bool) -> None:
+    """Raise VerificationError for targets that are no finite numbers. With ``names`` classes may be texts, too."""
+    if names and targets.dtype.kind == "U":
+        return
+    if targets.dtype.kind not in "biuf":
+        raise VerificationError(
+            f"[evaluation] metric {metric}: the targets are {targets.dtype}, and it compares with numbers",
+            hint="give an array of numbers: np.asarray(targets, np.float32)",
+        )
+    finite = np.isfinite(targets).reshape(len(targets), -1).all(axis=1) if targets.size else np.ones(1, bool)
+    if not finite.all():
+        raise VerificationError(
+            f"[evaluation] metric {metric}: the targets of sample {int(finite.argmin())} are not all finite",
+            hint="leave out samples whose targets nobody knows",
+        )
+
+
+def _check_whole(metric: str, values: Array, what: str) -> None:
+    """Raise VerificationError where ``what``, numbers of classes, have fractions: they would be rounded down."""
+    bad = values[values != np.rint(values)]
+    if bad.size:
+        raise VerificationError(
+            f"[evaluation] metric {metric}: {what} have {bad[0]:g}; a class is a whole number",
+            hint="round probabilities yourself, and resize masks by their nearest pixels",
+        )
 
 
 def share(counts: Array) -> float:
@@ -85,8 +113,9 @@ def class_overlaps(presenter: Presenter, outputs: Mapping[str, Array], targets: 
     ``targets`` are classes ``(n, height, width)`` of the model's input, ``IGNORED`` or below 0 where none is known.
     """
     assert isinstance(presenter, SegmentationPresenter)
-    if targets.ndim != 3:
+    if targets.ndim != 3 or not targets.size:
         raise _wrong("miou", "classes (n, height, width)", targets)
+    _check_whole("miou", targets, "the masks")
     known = targets[(targets >= 0) & (targets != IGNORED)]
     _check_classes("miou", known, _classes_of_maps(presenter, outputs), "the masks")
     if set(np.unique(targets).tolist()) == {0, IGNORED}:
@@ -100,9 +129,10 @@ def class_overlaps(presenter: Presenter, outputs: Mapping[str, Array], targets: 
     for row, target in enumerate(targets.astype(np.int64)):
         found = presenter.present({name: each[row] for name, each in outputs.items()}, Frame.whole(width, height)).mask
         known = (target >= 0) & (target != IGNORED)
-        pairs = target[known] * size + np.clip(found[known], 0, size - 1)
-        common = np.bincount(pairs, minlength=size * size).reshape(size, size)
-        counts[row] = np.diag(common), common.sum(axis=0) + common.sum(axis=1) - np.diag(common)
+        named = np.where(found[known] < 0, size, found[known])  # the model may say of a pixel that it has no class
+        common = np.bincount(target[known] * (size + 1) + named, minlength=size * (size + 1)).reshape(size, size + 1)
+        both = np.diag(common)
+        counts[row] = both, common[:, :size].sum(axis=0) + common.sum(axis=1) - both
     return counts
 
 
@@ -141,9 +171,6 @@ def absolute_errors(presenter: Presenter, outputs: Mapping[str, Array], targets:
     expected = np.asarray(targets, np.float64).reshape(len(targets), -1)
     if expected.shape != found.shape:
         raise _wrong("mae", f"{found.shape[1]} values for each sample", targets)
-    if not np.isfinite(expected).all():
-        sample = int(np.flatnonzero(~np.isfinite(expected).all(axis=1))[0])
-        raise VerificationError(f"[evaluation] metric mae: the targets of sample {sample} are not all finite")
     return np.stack([np.abs(found - expected).sum(axis=1), np.full(len(found), found.shape[1])], axis=1)
 
 
@@ -214,6 +241,9 @@ def detected(ious: slice, presenter: Presenter, outputs: Mapping[str, Array], ta
     assert isinstance(presenter, DetectionPresenter)
     if targets.ndim != 3 or targets.shape[2] not in {5, 6}:
         raise _wrong("map", "boxes (n, most, 5): two corners in pixels of the input, and the class", targets)
+    _check_whole("map", targets[..., 4], "the classes of boxes")
+    if targets.shape[2] == 6 and not np.isin(targets[..., 5][targets[..., 4] >= 0], (0, 1)).all():
+        raise VerificationError("[evaluation] metric map: the sixth number of a box says whether it is a crowd, 0 or 1")
     shapes = {name: each.shape[1:] for name, each in outputs.items()}
     _check_classes("map", targets[..., 4], label_count(shapes, presenter.spec), "the boxes")
     if presenter.first_class and (targets[..., 4] == 0).any():
@@ -246,7 +276,6 @@ def _check_boxes(targets: Array, size: tuple[int, int]) -> None:
     boxes = targets[targets[..., 4] >= 0][:, :4]
     needed = f"two corners (xmin, ymin, xmax, ymax) in pixels of the model's input of {size[0]} x {size[1]}"
     for wrong, what in (
-        (~np.isfinite(boxes).all(axis=1), "is not finite"),
         ((boxes[:, :2] > boxes[:, 2:]).any(axis=1), "has its second corner before the first"),
         (((boxes[:, :2] >= size) | (boxes[:, 2:] <= 0)).any(axis=1), "lies outside the input"),
     ):

@@ -55,7 +55,9 @@ def told_by_data(model: FloatModel, samples: Samples) -> FloatModel:
     on one image, as limited logits may be, look like classes there; so the data of the build decide for all images.
     """
     task, outputs = model.task, model.signature.outputs
-    if task is None or task.kind != "segmentation" or len(outputs[0].result_shape) != 2 or outputs[0].apply == "argmax":
+    if task is None or task.kind != "segmentation" or len(outputs[0].result_shape) != 2:
+        return model
+    if outputs[0].dtype != "float32":  # classes, by an argmax or a comparison
         return model
     rows = samples.spread(_TOLD_BY).tensor(slice(None))
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"), running_on(samples.origin):

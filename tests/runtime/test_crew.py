@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import errno
 import gc
 import resource
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from cpupack.runtime.engine.crew import Crew
 from cpupack.runtime.errors import HostError, RunnerError
-from cpupack.runtime.host.limits import lacks_memory, why_no_thread
+from cpupack.runtime.host.limits import lacks_memory, system_fault, why_no_memory, why_no_thread
 from cpupack.runtime.threads import Answer
 from helpers.threads import crew_threads
 from helpers.waiting import PATIENCE_S, wait_until
@@ -188,3 +189,14 @@ def test_the_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "the system's threads: 5000" in text
     assert "the process's memory in KiB (ulimit -v): 4096000" in text  # a thread that has no room for its stack
     assert text.endswith("raise the limit, or use fewer threads and instances")
+
+
+def test_what_the_system_refuses_is_no_fault_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package was called damaged, and to be installed again, where memory or open files ran out."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (65536, -1) if which != resource.RLIMIT_AS else (-1, -1))
+    assert system_fault(OSError(errno.ENOMEM, "no")) == why_no_memory()
+    assert why_no_memory().startswith("there is not enough memory (the process's data in KiB (ulimit -d): 64); raise")
+    for number in (errno.EMFILE, errno.ENFILE):
+        assert str(system_fault(OSError(number, "no"))).startswith("too many files are open (the process's open files")
+    for other in (OSError(errno.EIO, "no"), OSError("no"), ValueError("no")):
+        assert system_fault(other) is None

@@ -207,6 +207,14 @@ def test_the_header_is_for_cpp_too(exported: Path, tmp_path: Path) -> None:
 
 
 @needs_cc
+def test_the_example_frees_what_it_takes(exported: Path, tmp_path: Path) -> None:
+    program = compile_c(exported, exported / "example.c", tmp_path / "leaks", "cc", "-fsanitize=address")
+    (tmp_path / "input.raw").write_bytes(PIXELS[0].tobytes())
+    ran = call(program, exported / "model.cpk", tmp_path / "input.raw")
+    assert (ran.returncode, ran.stderr.decode()) == (0, "")
+
+
+@needs_cc
 def test_the_header_needs_nothing_before_it_and_is_plain_c99(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "alone.c").write_text('#include "cpupack.h"\n#include "cpupack.h"\nint main(void) { return 0; }\n')
     compile_c(exported, tmp_path / "alone.c", tmp_path / "alone", "cc", "-std=c99")

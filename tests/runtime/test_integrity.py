@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +60,17 @@ def test_an_edited_manifest_is_named_by_every_command(
         assert f"{package / 'manifest.json'} is not the file that was built" in err
     with pytest.raises(IntegrityError, match=r"manifest\.json is not the file that was built"):
         Runner(package, check=False)  # one small hash, always looked at
+
+
+def test_a_process_that_may_open_no_file_has_no_damaged_package(package: Path) -> None:
+    code = (
+        "import resource, tiny_int8\ntiny_int8.Runner().close()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+        "try: tiny_int8.Runner()\nexcept Exception as error: print(type(error).__name__, error)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("HostError too many files are open (the process's open files (ulimit -n): 3)"), done
 
 
 def test_the_root_is_what_sha256sum_checks(package: Path) -> None:

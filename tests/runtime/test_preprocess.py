@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from cpupack.runtime.errors import InputError, IntegrityError
+from cpupack.runtime.images.fast import load_pixels
 from cpupack.runtime.images.preprocess import INTERPOLATIONS, PreprocessSpec, decode_image, normalize, to_pixels
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -244,6 +245,8 @@ def test_damaged_bytes_raise_nothing_else(kind: str) -> None:
 def test_unusable_arrays(array: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         decode_image(array)
+    with pytest.raises(InputError, match=message):
+        load_pixels(array, PreprocessSpec(resize=8))  # the path by the kernels took a masked array
 
 
 def test_unusable_type() -> None:

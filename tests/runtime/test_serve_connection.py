@@ -233,6 +233,15 @@ def test_a_head_means_the_same_whoever_reads_it() -> None:
         assert dated(talk(message * 4, 1000)) == dated(talk(message * 4, 1)), message
 
 
+def test_blanks_around_a_header_s_value_are_not_part_of_it() -> None:
+    async def headers(request: HttpRequest) -> HttpAnswer:
+        return HttpAnswer(200, b"|".join([request.headers[name] for name in (b"x-a", b"x-b", b"x-c")]))
+
+    message = b"GET /a HTTP/1.1\r\nHost: a\r\nX-A: \t a b \t \r\nX-B:\r\nx-c: 1 \r\nX-C: 2\t\r\n\r\n"
+    for piece in (1, 1000):
+        assert bodies(talk(message * 2, piece, headers).written) == [b"a b||1, 2"] * 2
+
+
 def test_a_client_of_http_1_0_is_never_told_to_continue() -> None:
     """It would take that for the answer."""
     message = b"POST /a HTTP/1.%d\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello"

@@ -7,6 +7,8 @@ import http.client
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,3 +136,16 @@ def test_clients_that_go_in_the_middle_of_everything_leave_nothing_behind(packag
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE_S)) as connection:
             connection.request("POST", "/predict", PHOTO)
             assert connection.getresponse().status == 200
+
+
+def test_a_host_with_few_open_files_is_named_and_ends_nothing_from_below(package_dir: Path) -> None:
+    """libuv ends the process (SIGABRT) where an event loop finds no room for its own files."""
+    code = (
+        "import resource, runpy, sys\nresource.setrlimit(resource.RLIMIT_NOFILE, (6, 6))\n"
+        "sys.argv[1:] = ['serve', '--port', '0']\nrunpy.run_module('tiny_int8', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=package_dir.parent, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
+    assert done.stderr.endswith("and this host allows 6 (ulimit -Hn); raise the limit\n")

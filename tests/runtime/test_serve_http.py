@@ -322,6 +322,13 @@ def test_what_is_not_http_is_answered_and_the_connection_closed(server: Served, 
     assert server.get("/v2/health/live").status == 200
 
 
+def test_an_address_without_a_slash_is_one_where_nothing_is(server: Served) -> None:
+    """It was an error of the server, with a traceback in its log, for whoever asked."""
+    for method in (b"OPTIONS", b"POST", b"GET"):
+        found = talk(server, b"%b * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % method)
+        assert re.match(rb"HTTP/1.1 4\d\d ", found), found
+
+
 def test_an_offer_to_change_the_protocol_is_not_taken(server: Served) -> None:
     offer = b"Connection: upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
     assert talk(server, b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + offer).startswith(b"HTTP/1.1 200")

@@ -419,6 +419,18 @@ def test_a_unit_hands_its_secrets_over_and_writes_words_as_systemd_reads_them(
     assert '"/tmp/$$x.log"' in compose
 
 
+def test_a_unit_may_do_what_its_options_need(package_dir: Path) -> None:
+    """It was refused port 80, and more connections than its limit of open files."""
+    plain, own = (
+        run_serve(package_dir, "--emit", "systemd", *options).stdout.splitlines()
+        for options in ((), ("--port", "8000", "--grpc-port", "443", "--max-connections", "100000"))
+    )
+    assert "AmbientCapabilities=CAP_NET_BIND_SERVICE" in own
+    assert "LimitNOFILE=104096" in own
+    assert "LimitNOFILE=65536" in plain
+    assert not [line for line in plain if line.startswith("AmbientCapabilities")]
+
+
 @pytest.mark.parametrize("takes", ["images", "arrays"])
 def test_the_openapi_document_describes_what_the_server_does(
     package_dir: Path, array_package_dir: Path, takes: str, tmp_path: Path

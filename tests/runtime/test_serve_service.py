@@ -143,3 +143,10 @@ def test_whole_numbers_may_have_a_point_as_json_allows() -> None:
     assert read_priority(1.0, "priority") == HIGH
     with pytest.raises(InputError, match="whole number"):
         read_timeout_us(0.5)
+
+
+def test_an_error_says_what_is_expected_however_long_the_value_is() -> None:
+    with pytest.raises(InputError, match=r"^timeout is 1\d{50,60}\.\.\.; .* of microseconds, at most 600000000$"):
+        read_timeout_us(1e300)
+    with pytest.raises(InputError, match=r"^priority is 'h{50,60}\.\.\.; expected high, normal or low \(1, 2 or 3\)$"):
+        read_priority("h" * 9999, "priority")

@@ -17,10 +17,13 @@ import torch
 
 from cpupack.runtime.errors import InputError, IntegrityError, RunnerError
 from cpupack.runtime.manifest import read_manifest
+from cpupack.runtime.open_inputs import OpenInput
+from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.runtime.runner import Runner
 from cpupack.runtime.serve.model import ServedModel
 from cpupack.runtime.serve.protocol import read_request
 from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.stream import Stream
 from cpupack.runtime.tensor_spec import TensorSpec
 from helpers.named_package import write_rows_package
 from helpers.once import once
@@ -178,6 +181,30 @@ def test_a_state_without_its_next_value_is_damage(package: Path, tmp_path: Path)
     told = 'the state "total" in the manifest is damaged'
     with Runner(damaged, threads=1, instances=1) as runner, pytest.raises(IntegrityError, match=told):
         runner.stream()
+
+
+def test_chunks_of_any_length_have_outputs_and_states_of_their_own_length() -> None:
+    """Of a chunk longer than the typical one, a part of the outputs was taken for the next state, without a word."""
+    sizes = OpenSizes(
+        (1, 1), (1, 9), (1, 1), (((0, 0, 1, 0),), ((1, 0, 0, 0),)), ("time",), (),
+        inputs=(OpenInput((1,), ("",)), OpenInput((4,), ("time",))),
+    )  # fmt: skip
+    signature = Signature(
+        (TensorSpec("total", (1,), default=0.0, state="next"), TensorSpec("x", (4,), names=("time",))),
+        (OutputSpec("doubled", (4,)), OutputSpec("next", (1,))),
+        sizes,
+    )
+
+    def run(rows: np.ndarray) -> np.ndarray:
+        total, x = rows[:, :1], rows[:, 1:-1]
+        return np.concatenate([2 * x, total + x.sum(1, keepdims=True)], 1)
+
+    stream, total = Stream(signature, run), 0.0
+    for length in (4, 7, 2, 9):
+        chunk = np.arange(1, length + 1, dtype=np.float32)[None]
+        total += float(chunk.sum())
+        np.testing.assert_array_equal(stream(chunk), 2 * chunk)
+        assert stream.state["total"].tolist() == [[total]]
 
 
 def test_a_server_that_keeps_no_states_refuses_the_id_of_a_sequence(runner: Runner, package: Path) -> None:

@@ -184,3 +184,12 @@ def test_damaged_sound_is_read_or_said(tmp_path: Path, cut: int, changes: list[t
 def test_a_model_without_states_says_how_to_get_one(package_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(package_dir, ["stream"]) == 2
     assert "keeps no state, so it has no streams; [model] stream = true" in capfd.readouterr().err
+
+
+def test_an_array_holds_chunks_of_any_length_where_the_dimension_has_a_name(tmp_path: Path) -> None:
+    spec, path = TensorSpec("x", (2, 64), names=("", "time")), tmp_path / "x.npy"
+    np.save(path, np.zeros((3, 2, 7), np.float32))
+    assert [each["x"].shape for each in Chunks([spec], str(path), None, pad=False)] == [(1, 2, 7)] * 3
+    np.save(path, np.zeros((3, 1, 64), np.float32))
+    with pytest.raises(InputError, match=r"got float32 \(3, 1, 64\) for \"x\"; expected \(chunks, 2, 64\)"):
+        list(Chunks([spec], str(path), None, pad=False))

@@ -125,6 +125,11 @@ def test_one_class_against_the_rest_and_maps_of_classes_are_segmentations_too() 
     assert present("segmentation", np.full((1, 8, 8), 0.4), scores="probabilities", threshold=0.3).mask.all()
     # Logits that the model limits to 10 are all -10 where nothing is: there is no class -10.
     assert not present("segmentation", np.full((8, 8), -10.0), labels=("rest", "thing")).mask.any()
+    # Integers and truth values are classes, and -100 among them is none.
+    maps: Any = kinds.presenter(TaskSpec.of("segmentation"), kinds.Model(("rest", "one", "two")))
+    for frame in (None, Frame.whole(2, 2)):
+        assert maps.present({"": np.array([[-100, 2], [0, 1]])}, frame).mask.tolist() == [[-1, 2], [0, 1]]
+        assert maps.present({"": np.eye(2, dtype=bool)}, frame).mask.tolist() == [[1, 0], [0, 1]]
 
 
 def test_an_image_of_one_pixel_has_a_map_of_one_pixel() -> None:

@@ -51,6 +51,17 @@ def test_it_is_written_in_the_vocabulary(name: str) -> None:
     assert kept == [], kinds(graph)
 
 
+def test_a_limit_of_each_sample_is_one_maximum_and_one_minimum() -> None:
+    """As a spectrum is cut 80 dB below its loudest value."""
+
+    def limited(net: Net, x: torch.Tensor) -> torch.Tensor:
+        y = net.a(x)
+        return torch.max(y, y.amax((1, 2, 3), keepdim=True) - 1.0).clamp(max=y.mean(1, keepdim=True) + 0.5)
+
+    graph = captured(Net(limited, a=nn.Conv2d(3, 4, 1)))
+    assert {"maximum.default", "minimum.default"} <= set(kinds(graph)), kinds(graph)
+
+
 @pytest.mark.parametrize("hidden", [-torch.inf, torch.finfo(torch.float32).min, -1e9])
 def test_what_hides_scores_is_a_finite_sum(hidden: float) -> None:
     """A calibration of infinities says nothing. Beside -1e30 every score that there is has the power 0 as well."""

@@ -9,6 +9,8 @@ from torch import nn
 
 from cpupack import accuracy
 from cpupack.errors import ModelError
+from cpupack.stages.capture.export import export
+from helpers.captured import Net, captured
 from helpers.lowered import BOUND_DB, needs_kernels
 from helpers.tiny_models import quantized, recipe, run, samples
 
@@ -77,3 +79,35 @@ def test_what_goes_through_data_is_captured(kind: type[Masked]) -> None:
 def test_weights_that_change_in_each_call_are_refused() -> None:
     with pytest.raises(ModelError, match="answers differently each time"):
         quantized(network(Growing), "native", spec=recipe(SHAPE), data=samples(SHAPE))
+
+
+class Reversible(torch.autograd.Function):
+    """As reversible networks are: what is not needed any more is given back in forward."""
+
+    @staticmethod
+    def forward(_: object, x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+        one, two = (each.contiguous() for each in x.chunk(2, 1))
+        first = one + layer(two)
+        both = torch.cat([first, two + first], 1)
+        for each in (one, two, first):
+            each.set_()  # type: ignore[call-overload]  # without a source, it frees the tensor
+        return both
+
+
+def test_tensors_that_are_freed_in_forward_are_left_alone() -> None:
+    net = Net(lambda net, x: Reversible.apply(net.a(x), net.b), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(2, 2, 1))
+    captured(net)
+
+
+def test_an_update_that_torch_cannot_write_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no symbol here")
+
+    def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
+        y = net.a(x)
+        y[:, :1].relu_()
+        return y
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", fails)
+    with pytest.raises(ModelError, match=r"relu_.*y\[:, :1\].relu_\(\).*no symbol here"):
+        export(Net(forward, a=nn.Conv2d(3, 4, 1)).eval(), torch.zeros(2, 3, 8, 8))

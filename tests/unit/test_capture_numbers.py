@@ -141,5 +141,12 @@ def test_errors_that_the_model_catches_are_no_errors() -> None:
     assert "layers.0" in [str(node.target) for node in graph.graph.nodes]
 
 
+def test_a_layer_that_forward_brings_to_the_device_of_the_input_stays() -> None:
+    def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
+        return net.conv.to(x.device)(x) + net.norm.to(x)(x).float()
+
+    captured(Net(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3)))
+
+
 def test_forward_may_take_any_arguments() -> None:
     captured(TakesAny())

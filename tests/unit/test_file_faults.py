@@ -140,6 +140,14 @@ def test_mutated_images(kind: str, data: st.DataObject) -> None:
         assert to_pixels(decode_image(mutated(encoded(kind), data)), SPEC).shape == (8, 8, 3)
 
 
+def test_a_cut_picture_of_a_kind_that_this_pillow_reads_is_called_damaged() -> None:
+    """It was said that Pillow does not read AVIF, and to install the one that is there."""
+    whole = encoded("AVIF")
+    assert decode_image(whole).size == (40, 30)
+    with pytest.raises(InputError, match=r"is an AVIF picture that is truncated or damaged$"):
+        decode_image(whole[: len(whole) // 3])
+
+
 def test_an_image_that_pillow_warns_of_is_too_large_where_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(InputError, match="is too large: Image size"):

@@ -37,13 +37,14 @@ def test_a_named_dimension_has_its_sizes() -> None:
     assert not TAKEN.fits((16,))
     assert TAKEN.shape_text((3, 16)) == "(n, 3, time)"
     assert TAKEN.text() == "time 8 to 64 in steps of 4"
-    assert TAKEN.open_shape((3, 16)) == (3, -1)
+    assert TAKEN.sides(0, (3, 16)) == (3, range(8, 65, 4))
     assert TAKEN.size_text((1, 12)) == "time 12"
 
 
 def test_two_named_dimensions_are_in_any_order() -> None:
     assert PLANES.size_of((4, 5, 12)) == (12, 4)
     assert PLANES.shape_at((3, 5, 8), (16, 6)) == (6, 5, 16)
+    assert PLANES.sides(0, (3, 5, 8)) == (range(2, 7), 5, range(8, 17, 4))
     assert PLANES.fits((6, 5, 16))
     assert not PLANES.fits((16, 5, 6))
     assert PLANES.text() == "rows 8 to 16 in steps of 4, time 2 to 6"

@@ -132,3 +132,17 @@ def test_functions_of_two_values_are_those_of_torch() -> None:
     np.testing.assert_allclose(found, exact, atol=2e-6)
     exact, found = run(model, data)[:, :2], run(int8, data)[:, :2]
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
+
+
+@needs_kernels
+def test_a_power_of_two_values_is_that_of_torch() -> None:
+    """Of zero, of negative values (odd, even and broken powers), and the power 0 of all."""
+    sides = [np.array([0.0, 1.0, -1.0, 0.3, -2.5, 1e30]), np.array([0.0, 1.0, 2.0, 3.0, -1.0, -2.0, 0.5, -0.5])]
+    pairs = np.stack(np.meshgrid(*sides), -1).reshape(-1, 2).astype(np.float32)
+    data = Samples(pairs, "pairs", tuple(map(str, range(len(pairs)))))
+    few = Samples(np.random.default_rng(0).uniform(0.1, 2.0, (16, 2)).astype(np.float32), "few", tuple("a" * 16))
+    net = Net(lambda net, x: torch.cat([x[:, :1] ** x[:, 1:], net.layer(x)], 1), layer=nn.Linear(2, 4))
+    model, int8 = quantized(net, "native", spec=recipe((2,)), data=few)
+    assert "aten" not in kernels(int8)
+    np.testing.assert_allclose(run(int8, few)[:, 0], run(model, few)[:, 0], rtol=2e-6)
+    np.testing.assert_allclose(run(int8, data)[:, 0], run(model, data)[:, 0], rtol=1e-5)

@@ -110,7 +110,23 @@ OVER_FRAMES: dict[str, Callable[[], nn.Module]] = {
     "means": lambda: nn.AdaptiveAvgPool2d(1),
     "upsampling": lambda: nn.ConvTranspose2d(8, 4, 2, 2),
     "one norm": lambda: nn.Sequential(nn.Sigmoid(), nn.BatchNorm2d(8), nn.ELU()),
+    "slopes of channels": lambda: nn.Sequential(nn.Conv2d(8, 6, 3), nn.PReLU(6), nn.Conv2d(6, 4, 1)),
 }
+FLOATS_OVER_FRAMES: dict[str, Callable[[], nn.Module]] = {
+    "norms of groups": lambda: nn.Sequential(shifted(nn.GroupNorm(2, 8)), nn.SiLU(), nn.Conv2d(8, 6, 3)),
+    "norms of channels": lambda: nn.Sequential(shifted(nn.InstanceNorm2d(8, affine=True)), nn.Conv2d(8, 6, 1)),
+    "bilinear": lambda: nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 6, 3)),
+    "bilinear of a size": lambda: nn.Sequential(nn.Upsample((5, 11), mode="bilinear", align_corners=True)),
+    "nearest": lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(8, 6, 3)),
+    "windows": lambda: nn.Sequential(nn.Unfold(2, stride=2), nn.Sigmoid(), nn.Fold((8, 8), 2, stride=2)),
+}
+
+
+def shifted(norm: nn.Module) -> nn.Module:
+    """Give each channel a factor and a term of its own."""
+    for each in norm.parameters():
+        each.data.uniform_(0.5, 1.5)
+    return norm
 
 
 torch.manual_seed(0)  # the weights of these are made here, after what other modules have drawn
@@ -219,6 +235,37 @@ def test_layers_of_images_over_frames(name: str) -> None:
     sqnr_db, int8, _ = lowered(OverFrames(OVER_FRAMES[name]()).eval(), (4, 3, 8, 8))
     assert sqnr_db > BOUND_DB
     assert [fact.kind for fact in int8.layers if fact.precision == "fp32"] == ["mean"]  # of the scores: the end
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", FLOATS_OVER_FRAMES)
+def test_what_goes_channel_by_channel_over_frames_is_native(name: str) -> None:
+    sqnr_db, int8, _ = lowered(OverFrames(FLOATS_OVER_FRAMES[name]()).eval(), (4, 3, 8, 8))
+    assert sqnr_db > BOUND_DB - 3.0
+    assert not [fact for fact in int8.layers if fact.kernel.startswith(("aten", "torch"))]
+    assert {fact.precision for fact in int8.layers if fact.kind.startswith(("Conv", "Linear"))} == {"int8"}
+
+
+def place_in_time(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+    """A constant for each frame, repeated for each video."""
+    return images + layer.weight[:4, :, 0, 0].repeat(len(images) // 4, 1)[:, :, None, None]
+
+
+def gate_of_video(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+    """One factor for all frames of a video."""
+    return images * images.unflatten(0, (-1, 4)).mean((1, 3, 4)).sigmoid().repeat_interleave(4, 0)[:, :, None, None]
+
+
+@needs_kernels
+@pytest.mark.parametrize("function", [place_in_time, gate_of_video])
+def test_what_is_repeated_over_frames_is_native(function: Callable[[nn.Conv2d, torch.Tensor], torch.Tensor]) -> None:
+    class Repeated(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(function(self, x))
+
+    sqnr_db, int8, _ = lowered(OverFrames(Repeated(8, 8, 1)).eval(), (4, 3, 8, 8))
+    assert sqnr_db > BOUND_DB
+    assert not [fact for fact in int8.layers if fact.kernel.startswith(("aten", "torch"))]
 
 
 @needs_kernels

@@ -225,22 +225,43 @@ def test_importing_does_not_import_torch(staged: StagedProject) -> None:
     assert run_python(staged, code) == "1.0.0 True False"
 
 
-@pytest.mark.parametrize("arguments", [["info"], ["--help"], ["predict", "a.png"]])
-def test_a_process_without_room_for_numpy_is_told_so(staged: StagedProject, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "limit", "mebibytes", "named"),
+    [
+        (["info"], "AS", 100, "memory in KiB (ulimit -v):"),
+        (["--help"], "AS", 100, "memory in KiB (ulimit -v):"),
+        (["predict", "a.png"], "AS", 100, "memory in KiB (ulimit -v):"),
+        (["info"], "DATA", 30, "data in KiB (ulimit -d): 30720)"),
+    ],
+)
+def test_a_process_without_room_for_numpy_is_told_so(
+    staged: StagedProject, arguments: list[str], limit: str, mebibytes: int, named: str
+) -> None:
     """OpenBLAS ends a process that gives it no memory, and numpy blames its installation for it."""
-    limit = "import resource, runpy, sys\nresource.setrlimit(resource.RLIMIT_AS, (100 * 2**20,) * 2)\n"
+    limit = f"import resource, runpy, sys\nresource.setrlimit(resource.RLIMIT_{limit}, ({mebibytes} * 2**20,) * 2)\n"
     code = f"{limit}sys.argv[1:] = {arguments!r}\nrunpy.run_module('tiny_int8', run_name='__main__')"
     environment = {**os.environ, "PYTHONPATH": str(staged.root / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (3, "", False)
-    assert done.stderr.startswith(
-        "tiny-int8: error: there is not enough memory (the process's memory in KiB (ulimit -v):"
-    )
+    assert done.stderr.startswith(f"tiny-int8: error: there is not enough memory (the process's {named}")
 
 
 def test_an_unknown_name_is_an_attribute_error(staged: StagedProject) -> None:
     code = "import tiny_int8\ntry: tiny_int8.Runer\nexcept AttributeError as error: print(error)"
     assert run_python(staged, code) == "module 'tiny_int8' has no attribute 'Runer'"
+
+
+def test_errors_and_warnings_are_imported_from_the_package(staged: StagedProject) -> None:
+    """A caller who caught one had to name a private module."""
+    from cpupack.runtime import errors
+
+    own = [name for name, each in vars(errors).items() if isinstance(each, type)]
+    code = (
+        f"import sys, tiny_int8\nfrom tiny_int8 import {', '.join(own)}\nassert 'numpy' not in sys.modules\n"
+        f"assert set({own}) <= set(tiny_int8.__all__) and issubclass(InputError, RunnerError)\n"
+        "from tiny_int8 import Runner\ntry: Runner(threads=0)\nexcept InputError: print('caught')"
+    )
+    assert run_python(staged, code) == "caught"
 
 
 def test_the_bound_runner_takes_every_option_of_the_runtimes(staged: StagedProject) -> None:

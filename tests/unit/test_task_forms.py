@@ -165,6 +165,7 @@ def test_the_data_of_a_build_tell_scores_from_classes() -> None:
     half = Mean(lambda x: (40 * x - 20).clamp(-10, 10) + (x == 0) * 0.5)
     assert squeezed(half, OutputSpec("output", (4, 4)))
     assert not squeezed(Mean(lambda x: (x > 0.5).float() * 3), OutputSpec("output", (4, 4)))
+    assert not squeezed(Mean(lambda x: (x > 0.5) * 100.0 - 100), OutputSpec("output", (4, 4), whole="int64"))
     assert not squeezed(Mean(lambda x: torch.stack([x, 1 - x], 1)), OutputSpec("output", (2, 4, 4)))
     assert not squeezed(Mean(lambda x: torch.stack([x, 1 - x], 1)), OutputSpec("output", (2, 4, 4), "argmax", 1))
 
@@ -192,6 +193,28 @@ def test_outputs_of_other_names_are_told_how_to_fit() -> None:
     with pytest.raises(ModelError) as caught:
         task_of(Task(kind="keypoints"), signature(maps=np.zeros((5, 16, 16)), more=np.zeros(9)))
     assert caught.value.hint == '[[output]] tables: name = "more" with drop = true'
+
+
+def test_no_advice_leaves_out_what_is_wanted() -> None:
+    """Without the class of each box, all would have class 0; values of another head would be missing."""
+
+    def hint(kind: str, *specs: OutputSpec) -> str:
+        with pytest.raises(ModelError) as caught:
+            task_of(Task.model_validate({"kind": kind}), Signature((TensorSpec(INPUT, (3, SIZE, SIZE)),), specs))
+        return caught.value.hint or ""
+
+    chosen = OutputSpec("boxes", (8, 4)), OutputSpec("labels", (8,), whole="int64"), OutputSpec("scores", (8,))
+    assert hint("detection", *chosen).startswith('"labels" may be the class of each box, and is not read')
+    all_scores = OutputSpec("logits", (8, 3))
+    assert hint("detection", *chosen[:2], all_scores) == (
+        '[[output]] tables: name = "logits" with rename = "scores"; name = "labels" with drop = true'
+    )
+    two = hint("regression", OutputSpec("age", (1,)), OutputSpec("size", (2,)))
+    assert two.startswith("return all values as one tensor, torch.cat([age, size], 1); or leave some out, [[output]]")
+    mask, features = OutputSpec("mask", (8, 8), whole="bool"), OutputSpec("features", (9,))
+    assert hint("segmentation", mask, features) == '[[output]] tables: name = "features" with drop = true'
+    points = hint("keypoints", OutputSpec("output", (5, 2), whole="int64"))
+    assert points == 'set kind = "raw", which gives it as it is; or return it as floats: output.float()'
 
 
 def test_boxes_lie_in_the_frames_of_a_video_and_in_no_table() -> None:
@@ -239,6 +262,10 @@ def test_numbers_of_classes_are_no_scores() -> None:
             task_of(Task.model_validate({"kind": kind}), Signature(image, specs))
     maps = Signature(image, (OutputSpec("output", (5, 8, 8), "argmax", 1),))
     assert task_of(Task(kind="segmentation"), maps).kind == "segmentation"
+    own = Signature(image, (OutputSpec("output", (8, 8), whole="int64"),))  # forward ends in an argmax
+    assert task_of(Task(kind="segmentation"), own).kind == "segmentation"
+    with pytest.raises(ModelError, match='the output "output" is bool'):
+        task_of(Task(kind="segmentation"), Signature(image, (OutputSpec("output", (2, 8, 8), whole="bool"),)))
     assert task_of(None, Signature(image, (OutputSpec("output", (5, 2), "argmax", 2),))).kind == "raw"
     assert task_of(None, Signature(image, (OutputSpec("output", (5, 2), "argmax", 1),))).kind == "raw"
     assert task_of(None, Signature(image, (OutputSpec("output", (5,), "softmax"),))).scores == "probabilities"

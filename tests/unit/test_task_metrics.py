@@ -170,7 +170,6 @@ def test_intervals_of_a_map_match_the_boxes_once(monkeypatch: pytest.MonkeyPatch
         ((0.1, 0.1, 0.4, 0.9), "all boxes are from 0 to 1"),
         ((6, 6, 3, 3), "has its second corner before the first"),  # a width and a height
         ((20, 20, 30, 30), r"the box \[20.0, 20.0, 30.0, 30.0\] lies outside the input"),
-        ((0, 0, np.nan, 4), "is not finite"),
     ],
 )
 def test_boxes_that_are_no_corners_in_the_input(box: tuple[float, ...], words: str) -> None:
@@ -190,6 +189,8 @@ def test_mean_iou_leaves_out_what_is_unknown() -> None:
     assert metric(scores, np.array([[[1, 255], [0, 0]]])) == 1.0
     alone = task_metric("miou", model("segmentation", {"output": (1, 2)}), resampled=False)  # of one class, squeezed
     assert alone(np.array([[[0.3, -0.2]]], np.float32), np.array([[[0, 0]]])) == pytest.approx((1 / 2 + 0) / 2)
+    classes = task_metric("miou", model("segmentation", {"output": (2, 2)}), resampled=False)  # -1 is no class
+    assert classes(np.array([[[1, -1], [0, 0]]]), np.array([[[1, 0], [0, 0]]])) == pytest.approx((1 + 2 / 3) / 2)
     with pytest.raises(VerificationError, match="the masks have class 128, and the model has the classes 0 to 1"):
         metric(scores, np.array([[[0, 128], [0, 255]]]))
     with pytest.raises(VerificationError, match="no pixel of the masks has a class"):
@@ -206,6 +207,31 @@ def test_mean_absolute_error_is_in_the_units_of_the_values() -> None:
         metric(np.zeros((1, 2), np.float32), np.zeros((1, 3)))
     with pytest.raises(VerificationError, match="the targets of sample 1 are not all finite"):
         metric(np.zeros((2, 2), np.float32), np.array([[0, 0], [0, np.nan]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "words"),
+    [
+        ("miou", [[[0.7, 0.0]]], "the masks have 0.7; a class is a whole number"),
+        ("miou", [[[np.nan, 0.0]]], "the targets of sample 0 are not all finite"),
+        ("miou", np.zeros((1, 0, 0)), r"the targets have shape \(1, 0, 0\)"),
+        ("map", [[[0, 0, 4, 4, 0.5]]], "the classes of boxes have 0.5"),
+        ("map", [[[0, 0, 4, 4, np.nan]]], "the targets of sample 0 are not all finite"),
+        ("map", [[[0, 0, 4, 4, 0, 0.9]]], "the sixth number of a box says whether it is a crowd, 0 or 1"),
+        ("mae", [["1", "2"]], "the targets are <U1, and it compares with numbers"),
+        ("mae", np.zeros((1, 2), "M8[D]"), "the targets are datetime64.*compares with numbers"),
+        ("f1", [["a", "b"]], "the targets are <U1"),
+        ("recall@1", [np.nan], "the targets of sample 0 are not all finite"),
+    ],
+)
+def test_targets_that_are_no_numbers_of_the_metric_are_refused(name: str, targets: Any, words: str) -> None:
+    """Masks of 0.7 and boxes of class 0.5 counted as class 0, dates as numbers; the others were tracebacks."""
+    pytest.importorskip("pycocotools")
+    kinds = {"miou": "segmentation", "map": "detection", "mae": "regression", "f1": "multilabel"}
+    of = DETECTOR if name == "map" else model(kinds.get(name, "embedding"), {"output": (2, 1, 2)[name != "miou" :]})
+    outputs = boxes((0, 0, 4, 4, 0, 0.9)) if name == "map" else np.zeros((1, 2, 1, 2)[: 4 if name == "miou" else 2])
+    with pytest.raises(VerificationError, match=words):
+        task_metric(name, of, resampled=False)(outputs, np.asarray(targets))
 
 
 def test_f1_counts_all_labels() -> None:

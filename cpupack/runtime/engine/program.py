@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import IntegrityError
+from ..errors import HostError, IntegrityError
 from ..files import UNREADABLE
+from ..host.limits import system_fault
 from ..open_sizes import Size
 from . import library as native_library
 from .lengths import Lengths
@@ -180,6 +181,8 @@ def read_program(path: Path) -> Program:
         program = dataclasses.replace(program, layout=layout)
         return program if note.sizes is None else _with_sizes(program, note.sizes)
     except UNREADABLE as error:
+        if (refused := system_fault(error)) is not None:
+            raise HostError(refused) from error
         raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
 
 
@@ -190,6 +193,8 @@ def stored_program(path: Path) -> npt.NDArray[np.uint8]:
             member, _ = _member(archive)
         return _read_stored(path, member, 0)
     except UNREADABLE as error:
+        if (refused := system_fault(error)) is not None:
+            raise HostError(refused) from error
         raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
 
 

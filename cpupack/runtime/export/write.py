@@ -22,10 +22,12 @@ from ..manifest import Manifest, check_files, read_manifest
 from ..open_inputs import names_of
 from ..open_sizes import Size, open_sizes_of
 from ..signature import Signature, signature_of
+from ..tasks.answers import task_of
 from ..tensor_spec import TensorSpec, engine_input_shape, ids_text, input_places, takes_rows
 from ..text.spec import spec_of
 from . import model_file
 from .limits import limits_of
+from .meaning import meaning_of
 
 MODEL, LIBRARY, README, LABELS = "model.cpk", "libcpupack.so", "README.md", "labels.txt"
 SOURCES = ("cpupack.h", "example.c")
@@ -152,22 +154,23 @@ def _sweep(directory: Path) -> None:
 
 def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program, size: Size | None) -> str:
     signature, output_shape = signature_of(manifest), ""
+    applied = next((each.apply for each in signature.outputs if each.apply is not None), None)
     if program.layout is not None:
         order = " of height, width and channels" if program.layout.image else ""
         output_shape = f", in the order of an array {program.layout.shape}{order}"
     return string.Template((_TEMPLATES / README).read_text(encoding="utf-8")).substitute(
         name=manifest.name,
         version=manifest.version,
-        labels_row="| `labels.txt` | the names of the classes, in the order of the results |\n"
-        if manifest.labels
-        else "",
+        labels_row="| `labels.txt` | the names of the classes or values, in their order |\n" if manifest.labels else "",
         input="\n".join(
             [*_input(spec, program), *_places(signature.inputs_of_size(size), size), *_text(manifest, program)]
         ),
         outputs=program.outputs,
         output_shape=output_shape,
         equal="\n".join(_equal(program)),
-        output_places="".join(f"\n{line}" for line in _outputs(signature.of_size(size))),
+        output_places="".join(
+            f"\n{line}" for line in [*_outputs(signature.of_size(size)), *meaning_of(task_of(manifest), applied)]
+        ),
     )
 
 

@@ -1,7 +1,8 @@
-"""Says which limit of the system keeps a process from starting another thread, or from more memory."""
+"""Says which limit of the system keeps a process from another thread, more memory, or another open file."""
 
 from __future__ import annotations
 
+import errno
 import mmap
 import resource
 import sys
@@ -11,8 +12,11 @@ from . import cgroup
 
 _ROOT = Path("/")
 _MEMORY = "the process's memory in KiB (ulimit -v)"
+_DATA = "the process's data in KiB (ulimit -d)"
 _LIBRARIES_BYTES = 100 * 2**20
 """What numpy and Pillow need of a process's addresses: 86 and 11 MB were measured."""
+_LIBRARIES_DATA_BYTES = 36 * 2**20
+"""What they need of its data at least, with one thread of OpenBLAS: 40 MB were measured."""
 _NOT_MAPPED = ("failed to map segment", "Cannot allocate memory", "cannot create shared object")
 """What the C library says of a shared library for which there is no memory."""
 
@@ -27,7 +31,7 @@ def why_no_thread(root: Path = _ROOT) -> str:
         for text in (
             _limit("the user's processes and threads (ulimit -u)", None, resource.getrlimit(resource.RLIMIT_NPROC)[0]),
             _limit("the control group's threads (pids.max)", *cgroup.thread_limit(root)),
-            _limit(_MEMORY, None, _kibibytes(resource.getrlimit(resource.RLIMIT_AS)[0])),
+            *_memory_limits(),
             _limit("the system's threads", None, _number(cgroup.read_text(root / "proc/sys/kernel/threads-max"))),
         )
         if text is not None
@@ -39,9 +43,23 @@ def why_no_thread(root: Path = _ROOT) -> str:
 
 
 def why_no_memory() -> str:
-    """Return one sentence: there is not enough memory, the limit that may be the cause, and what to do."""
-    limit = _limit(_MEMORY, None, _kibibytes(resource.getrlimit(resource.RLIMIT_AS)[0]))
-    return f"there is not enough memory ({limit or 'no limit is known'}); raise the limit, or ask for less at a time"
+    """Return one sentence: there is not enough memory, the limits that may be the cause, and what to do."""
+    known = "; ".join(each for each in _memory_limits() if each is not None) or "no limit is known"
+    return f"there is not enough memory ({known}); raise the limit, or ask for less at a time"
+
+
+def why_no_file() -> str:
+    """Return one sentence: no other file can be opened, the limit that may be the cause, and what to do."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"too many files are open (the process's open files (ulimit -n): {most}); raise the limit, or close some"
+
+
+def system_fault(error: Exception) -> str | None:
+    """Return a sentence where the system refused memory or another open file; None where what was read is at fault."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOMEM:
+        return why_no_memory()
+    return why_no_file() if number in (errno.EMFILE, errno.ENFILE) else None
 
 
 def no_room_for_libraries() -> str | None:
@@ -49,12 +67,18 @@ def no_room_for_libraries() -> str | None:
 
     To be asked before. OpenBLAS ends the process where it gets no memory, and numpy blames its own installation.
     """
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY or "numpy" in sys.modules:
+    if "numpy" in sys.modules:
         return None
-    try:
-        mmap.mmap(-1, _LIBRARIES_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ).close()
-    except (OSError, ValueError, MemoryError):
-        return f"{why_no_memory()} (numpy and Pillow need {_LIBRARIES_BYTES // 1024} KiB)"
+    for limit, needed, prot in (
+        (resource.RLIMIT_AS, _LIBRARIES_BYTES, mmap.PROT_READ),
+        (resource.RLIMIT_DATA, _LIBRARIES_DATA_BYTES, mmap.PROT_READ | mmap.PROT_WRITE),
+    ):
+        if resource.getrlimit(limit)[0] == resource.RLIM_INFINITY:
+            continue
+        try:
+            mmap.mmap(-1, needed, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=prot).close()
+        except (OSError, ValueError, MemoryError):
+            return f"{why_no_memory()} (numpy and Pillow need {needed // 1024} KiB)"
     return None
 
 
@@ -62,6 +86,13 @@ def lacks_memory(error: BaseException) -> bool:
     """Return whether a library could not be loaded because there is not enough memory for it."""
     text, cause = str(error), error.__cause__ or error.__context__
     return any(words in text for words in _NOT_MAPPED) or (cause is not None and lacks_memory(cause))
+
+
+def _memory_limits() -> list[str | None]:
+    return [
+        _limit(what, None, _kibibytes(resource.getrlimit(which)[0]))
+        for what, which in ((_MEMORY, resource.RLIMIT_AS), (_DATA, resource.RLIMIT_DATA))
+    ]
 
 
 def _limit(what: str, used: int | None, most: int | None) -> str | None:

@@ -103,8 +103,9 @@ def load_pixels(source: ImageSource, spec: PreprocessSpec) -> npt.NDArray[np.uin
             return preprocess.to_pixels(image, spec)
         except InputError as error:  # of its kind of pixels, or of its size: which file it is, only this place knows
             raise InputError(f"{name}: {error}") from None
-    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 and source.size:
-        fast = _from_pixels(source, spec) if source.shape[2] == 3 else None
+    # The other path refuses a masked array, whose mask would be lost, and what is no array of RGB pixels.
+    if isinstance(source, np.ndarray) and not isinstance(source, np.ma.MaskedArray) and source.dtype == np.uint8:
+        fast = _from_pixels(source, spec) if source.ndim == 3 and source.shape[2] == 3 and source.size else None
         if fast is not None:
             return fast
     return preprocess.to_pixels(preprocess.decode_image(source), spec)

@@ -6,10 +6,10 @@ at all (HDF5, GRIB, MPEG). They are refused before anything of them is decoded.
 
 from __future__ import annotations
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 
 from ..errors import InputError
-from ..magic import recognized
+from ..magic import AVIF, HEIC, Kind, recognized
 
 _REFUSED = {"EPS": "PostScript, which is a program and is not run", "MPEG": "a video"}
 _STUBS = ("BUFR", "GRIB", "HDF5", "WMF")
@@ -35,6 +35,15 @@ def check_format(image: Image.Image, name: str) -> None:
 def not_an_image(data: bytes, name: str) -> InputError:
     """Return the error for bytes in which Pillow finds no image: what they are, if that is known."""
     kind = recognized(data)
+    if kind is not None and _is_read_here(kind):
+        return InputError(f"{name} is {kind.what.partition(',')[0]} that is truncated or damaged")
     if kind is not None:
         return InputError(f"{name} is {kind.what}; {kind.advice}")
     return InputError(f"{name} is not an image that Pillow can read")
+
+
+def _is_read_here(kind: Kind) -> bool:
+    """Return whether this Pillow reads pictures of a kind that others do not, by itself or by a plugin."""
+    if kind is AVIF:
+        return "avif" in features.get_supported()
+    return kind is HEIC and "HEIF" in Image.OPEN

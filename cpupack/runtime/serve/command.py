@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HostError, InputError
+from ..host.limits import system_fault
 from ..manifest import read_manifest
 from .memory import keep_memory
 from .options import ServeOptions, from_arguments
@@ -58,12 +59,18 @@ def require_extra(package_dir: Path, modules: list[str]) -> None:
 def _serve(package_dir: Path, options: ServeOptions, say: Say) -> tuple[dict[str, Any], str]:
     import uvloop
 
-    from .lifecycle import Server
+    from .lifecycle import Server, allow_connections
 
+    allow_connections(options.max_connections)
     keep_memory(os.environ)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    loop = uvloop.new_event_loop()
+    try:
+        loop = uvloop.new_event_loop()
+    except OSError as error:
+        if (refused := system_fault(error)) is not None:
+            raise HostError(refused) from error
+        raise
     asyncio.set_event_loop(loop)
 
     async def serve() -> Server:

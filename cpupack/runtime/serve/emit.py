@@ -24,9 +24,9 @@ ${credentials}ExecStart=/opt/$name/bin/$name serve $options
 ExecReload=/bin/kill -HUP $$MAINPID
 Restart=on-failure
 TimeoutStopSec=$stop_s
-LimitNOFILE=65536
+LimitNOFILE=$files
 DynamicUser=yes
-StateDirectory=$name
+${capabilities}StateDirectory=$name
 LogsDirectory=$name
 Environment=XDG_CACHE_HOME=/var/lib/$name
 NoNewPrivileges=yes
@@ -92,6 +92,10 @@ _OPTIONS = (
     "idle_timeout", "access_log", "grace", "drain",
 )  # fmt: skip
 _STOP_MARGIN_S = 10
+_FILES, _OTHER_FILES = 65536, 4096
+"""Open files of the unit, and how many of them are no connections: far more than it takes."""
+_PRIVILEGED_BELOW = 1024
+"""Ports that a user without a capability may not listen on."""
 _SECRETS = ("tls_cert", "tls_key", "token_file")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:@=+-]+")
 
@@ -123,6 +127,8 @@ def emit(kind: str, manifest: Manifest, args: argparse.Namespace) -> str:
         credentials="".join(
             f"LoadCredential={name}:{str(path).replace('%', '%%')}\n" for name, path in secrets.items()
         ),
+        files=max(_FILES, values["max_connections"] + _OTHER_FILES),
+        capabilities="AmbientCapabilities=CAP_NET_BIND_SERVICE\n" * any(0 < port < _PRIVILEGED_BELOW for port in ports),
         arguments=", ".join(json.dumps(word.replace("$", "$$") if kind == "compose" else word) for word in words),
         port=values["port"],
         ports=" ".join(map(str, ports)),

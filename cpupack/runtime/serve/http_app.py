@@ -258,7 +258,7 @@ class HttpApp:
     def _below_model(self, path: str) -> str:
         """Return what follows the model and its version in a path. Raises HttpError 404 for another model."""
         parts = path.split("/")[1:]
-        if parts[0] == "v2" and (unknown := protocol.not_offered(path)) is not None:
+        if parts[:1] == ["v2"] and (unknown := protocol.not_offered(path)) is not None:
             raise HttpError(404, unknown)
         if len(parts) < 3 or parts[:2] != ["v2", "models"]:
             raise HttpError(404, _MISSING)

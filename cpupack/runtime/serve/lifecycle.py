@@ -81,7 +81,6 @@ class Server:
         loop = asyncio.get_running_loop()
         options = self._options
         sys.setswitchinterval(_SWITCH_S)
-        _allow_connections(options.max_connections)
         listening = listen(options.host, options.port)
         grpc_door: Any = None
         doors: asyncio.Server | None = None
@@ -274,15 +273,19 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def _allow_connections(wanted: int) -> None:
-    """Raise the limit of open files to what ``wanted`` connections need. Raises HostError where the host forbids it."""
+def allow_connections(wanted: int) -> None:
+    """Raise the limit of open files to what ``wanted`` connections need. Raises HostError where the host forbids it.
+
+    To be called before there is an event loop: it ends the process where it finds no room for files of its own.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
+            lower = f"lower it to {hard - _OTHER_FILES}, or " if hard > _OTHER_FILES else ""
             raise HostError(
                 f"--max-connections {wanted} needs {needed} open files, and this host allows {hard} (ulimit -Hn); "
-                f"lower it to {max(1, hard - _OTHER_FILES)}, or raise the limit"
+                f"{lower}raise the limit"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 

@@ -54,11 +54,15 @@ class Data:
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """What the metadata says of an input or output. -1 in the shape is the batch."""
+    """What the metadata says of an input or output. -1 in the shape is the batch, or a side of any size.
+
+    ``sides`` are those of a sample of an input, each a number, or all the numbers that it may be.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    sides: tuple[int | range, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
@@ -80,8 +84,8 @@ class ServedModel:
         self._states = [spec.name for spec, _ in signature.states]
         self.classifies = signature.is_plain and len(signature.outputs[0].shape) == 1 and signature.outputs[0].size > 1
         self.inputs = tuple(
-            TensorFacts(each.name, "UINT8" if each.pixel_shape else DATATYPES[each.dtype], (-1, *self._given(each)))
-            for each in signature.inputs
+            _input_facts(each, each.shape if runner.sizes is None else runner.sizes.sides(number, each.shape))
+            for number, each in enumerate(signature.inputs)
         )
         self.outputs_facts = tuple(
             TensorFacts(each.name, DATATYPES[each.dtype], (-1, *self._result(each))) for each in signature.outputs
@@ -94,15 +98,6 @@ class ServedModel:
         self._sizes = shapes_up_to(self.batch_size)
         # After a reload the runner comes from another copy of the runtime, which has errors of its own.
         self._errors = sys.modules[type(runner).__module__.rpartition(".")[0] + ".errors"]
-
-    def _given(self, spec: TensorSpec) -> tuple[int, ...]:
-        """Return the shape of one sample as clients send it: pixels of an image. -1 is a side of any size."""
-        sizes = self.runner.sizes
-        if sizes is None:
-            return spec.pixel_shape or spec.shape
-        number = self.signature.inputs.index(spec)
-        shape = sizes.open_input(number) if sizes.inputs else sizes.open_shape(spec.shape)
-        return (*shape[1:], shape[0]) if spec.pixel_shape else shape
 
     def _result(self, spec: OutputSpec) -> tuple[int, ...]:
         """Return the shape of an output for one sample, -1 where it changes with the size of the image."""
@@ -356,6 +351,13 @@ _NAMES = {"FP32": "float32", "UINT8": "uint8"}
 """numpy's names of what models take: it would make them anew each time, which takes longer than a small call."""
 _TEXT_FACTS = TensorFacts(TEXT, BYTES, (-1,))
 """How the metadata describes text; ``text_pair`` beside it is for pairs alone, and the model's own inputs for ids."""
+
+
+def _input_facts(spec: TensorSpec, shape: tuple[int | range, ...]) -> TensorFacts:
+    """Return the facts of an input as clients send it: pixels of an image."""
+    sides = (*shape[1:], shape[0]) if spec.pixel_shape else shape
+    datatype = "UINT8" if spec.pixel_shape else DATATYPES[spec.dtype]
+    return TensorFacts(spec.name, datatype, (-1, *(-1 if isinstance(each, range) else each for each in sides)), sides)
 
 
 def _said_of(item: Any) -> dict[str, Any]:

@@ -87,10 +87,12 @@ def _predict(model: ServedModel) -> dict[str, Any]:
 
 
 def _infer(model: ServedModel) -> dict[str, Any]:
+    raw = len(model.inputs) == 1 and not model.takes_text
     length = {
         "name": "Inference-Header-Content-Length", "in": "header",
-        "description": "Length of the JSON in front of binary data; 0 for raw data alone; without it all is JSON",
-        "schema": {"type": "integer", "minimum": 0},
+        "description": "Length of the JSON in front of binary data; " + "0 for raw data alone; " * raw
+        + "without it all is JSON",
+        "schema": {"type": "integer", "minimum": 0 if raw else 1},
     }  # fmt: skip
     outputs = _json("The outputs: JSON, in front of binary data where that is asked for", "InferResponse")
     outputs["content"]["application/octet-stream"] = {"schema": _FILE}
@@ -189,6 +191,7 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
             outputs={
                 "type": "array", "maxItems": len(model.outputs_facts),
                 "items": {"oneOf": [_wanted(each) for each in model.outputs_facts]},
+                **tensor_schemas.each_once({each.name: False for each in model.outputs_facts}),
             },
         ),
         "InferResponse": _object(

@@ -211,7 +211,7 @@ def _input(one: Any, where: str, binary: memoryview, at: int) -> tuple[InputTens
     name = _text(one.get("name"), f"{where}.name")
     if not name:
         raise InputError(f"{where}.name is missing")
-    where = f"input {name!r}"
+    where = f"input {tensors.short(name)}"
     shape = tensors.check_shape(one.get("shape"), where)
     datatype = tensors.check_datatype(one.get("datatype"), where)
     parameters = _parameters(one, where)
@@ -225,7 +225,7 @@ def _input(one: Any, where: str, binary: memoryview, at: int) -> tuple[InputTens
         raise InputError(f"{where} has both data and binary_data_size")
     if type(size) is not int or not 0 <= size <= len(binary) - at:
         raise InputError(
-            f"{where}: binary_data_size is {size!r}, and {len(binary) - at} bytes of binary data are left"[:300]
+            f"{where}: binary_data_size is {tensors.short(size)}, and {len(binary) - at} bytes of binary data are left"
         )
     data = binary[at : at + size]
     return InputTensor(name, datatype, shape, tensors.from_raw(data, datatype, shape, where)), at + size
@@ -258,7 +258,7 @@ def _outputs(listed: Any, default_binary: bool) -> tuple[WantedOutput, ...]:
 
 def _classes(value: Any, where: str) -> int:
     if type(value) is not int or value < 0:
-        raise InputError(f"{where}: classification is {value!r}; expected a whole number from 0"[:300])
+        raise InputError(f"{where}: classification is {tensors.short(value)}; expected a whole number from 0")
     return value
 
 
@@ -274,7 +274,7 @@ def _parameters(owner: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 def _flag(parameters: Mapping[str, Any], name: str, where: str, default: bool = False) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise InputError(f"{where}: {name} is {value!r}; expected true or false"[:300])
+        raise InputError(f"{where}: {name} is {tensors.short(value)}; expected true or false")
     return value
 
 
@@ -297,7 +297,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {max(names, key=names.count)!r} is there twice"[:200])
+        raise ValueError(f"the key {tensors.short(max(names, key=names.count))} is there twice")
     return found
 
 

@@ -294,6 +294,7 @@ class Incoming:
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         self._count(len(name) + len(value))
+        value = value.rstrip(b" \t")  # it is not part of the value (RFC 9110, 5.5), and the parser leaves it
         if name in self._headers:
             if name in _ONCE:
                 raise HttpError(400, f"the header {name.decode('latin-1')} is there twice")

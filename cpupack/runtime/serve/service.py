@@ -16,7 +16,7 @@ from .metrics import Metrics
 from .model import Data, ServedModel
 from .request import Format, Request, Urgency
 from .scheduler import HIGH, LOW, NORMAL
-from .tensors import whole
+from .tensors import short, whole
 from .times import Tail
 
 MOST_DEADLINE_MS = 600_000.0
@@ -179,7 +179,8 @@ def read_timeout_us(value: Any) -> float | None:
     if value is None or (value == 0 and type(value) is int):
         return None
     if type(value) is not int or not 0 < value <= MOST_DEADLINE_MS * 1000:
-        raise InputError(f"timeout is {value!r}; expected a whole number of microseconds"[:200])
+        most = f"{MOST_DEADLINE_MS * 1000:.0f}"
+        raise InputError(f"timeout is {short(value)}; expected a whole number of microseconds, at most {most}")
     return value / 1000.0
 
 
@@ -190,5 +191,5 @@ def read_priority(value: Any, where: str) -> int:
     value = whole(value)
     found = PRIORITIES.get(str(value).strip().lower()) if not isinstance(value, bool) else None
     if found is None:
-        raise InputError(f"{where} is {value!r}; expected high, normal or low (1, 2 or 3)"[:200])
+        raise InputError(f"{where} is {short(value)}; expected high, normal or low (1, 2 or 3)")
     return found

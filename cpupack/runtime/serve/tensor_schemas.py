@@ -20,17 +20,16 @@ _WHOLE = ["INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT
 BASE64 = {"type": "string", "format": "byte", "minLength": 1}
 
 
-def nested(one: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
-    """Return the schema of lists in lists of this shape; -1 is any size."""
+def nested(one: dict[str, Any], shape: Sequence[int | range]) -> dict[str, Any]:
+    """Return the schema of lists in lists of this shape. No schema says that a length is a multiple of a number."""
     for size in reversed(shape):
-        bounds = {"minItems": 1} if size < 0 else {"minItems": size, "maxItems": size}
-        one = {"type": "array", "items": one, **bounds}
+        one = {"type": "array", "items": one, "minItems": _least(size), "maxItems": _most(size)}
     return one
 
 
 def array(model: ServedModel) -> dict[str, Any]:
     """Return the schema of one sample of a model that takes one array."""
-    return nested(_FLOAT, model.input.shape[1:])
+    return nested(_FLOAT, model.input.sides)
 
 
 def sample(model: ServedModel) -> dict[str, Any]:
@@ -38,9 +37,9 @@ def sample(model: ServedModel) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for spec, facts in zip(model.signature.inputs, model.inputs, strict=True):
         if spec.preprocess is not None:
-            values[spec.name] = {"oneOf": [BASE64, nested(_FLOAT, _planes(facts.shape[1:]))]}
+            values[spec.name] = {"oneOf": [BASE64, nested(_FLOAT, _planes(facts.sides))]}
         else:
-            values[spec.name] = nested(_element(spec), facts.shape[1:])
+            values[spec.name] = nested(_element(spec), facts.sides)
         if (ids := ids_text(spec)) is not None:
             values[spec.name]["description"] = f"whole numbers {ids}"
     needed = [each.name for each in model.signature.inputs if each.default is None]
@@ -50,7 +49,8 @@ def sample(model: ServedModel) -> dict[str, Any]:
 def fields(model: ServedModel, file: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a form with a field for each input: an image file, an ``.npy`` file, or JSON."""
     specs = model.signature.inputs
-    values = {each.name: file if each.preprocess is not None else {"type": "string"} for each in specs}
+    numbers = {"type": "string", "minLength": 1, "description": "An .npy file, or a number or a list in JSON"}
+    values = {each.name: file if each.preprocess is not None else numbers for each in specs}
     return {"type": "object", "properties": values, "required": [each.name for each in specs if each.default is None]}
 
 
@@ -73,19 +73,24 @@ def tensors(model: ServedModel) -> dict[str, Any]:
 def _list_of(forms: list[dict[str, Any]], needed: dict[str, bool]) -> dict[str, Any]:
     """Return the schema of a list with each name once, those that are needed at least."""
     found = {"type": "array", "minItems": 1, "maxItems": len(needed), "items": {"oneOf": forms}}
-    if len(needed) > 1:
-        named = {
-            name: {"type": "object", "properties": {"name": {"const": name}}, "required": ["name"]} for name in needed
-        }
-        found["allOf"] = [
+    return found | each_once(needed)
+
+
+def each_once(needed: dict[str, bool]) -> dict[str, Any]:
+    """Return what a list's schema has besides, so that no name is there twice, and those that are needed are there."""
+    if len(needed) == 1:  # its greatest length says so
+        return {}
+    named = {name: {"type": "object", "properties": {"name": {"const": name}}, "required": ["name"]} for name in needed}
+    return {
+        "allOf": [
             {"contains": named[name], "minContains": int(must), "maxContains": 1} for name, must in needed.items()
         ]
-    return found
+    }
 
 
 def _forms(spec: TensorSpec, facts: TensorFacts) -> Iterator[dict[str, Any]]:
     """Yield the forms that one input has in JSON. Encoded images are not among them: JSON has no bytes."""
-    shape = facts.shape[1:]
+    shape = facts.sides
     if spec.preprocess is not None:
         yield _tensor(spec.name, {"const": "FP32"}, _planes(shape), _FLOAT)
         yield _tensor(spec.name, {"const": "UINT8"}, shape, _BYTE)
@@ -99,10 +104,12 @@ def _forms(spec: TensorSpec, facts: TensorFacts) -> Iterator[dict[str, Any]]:
             yield _tensor(spec.name, {"const": "BOOL"}, shape, _TRUTH)
 
 
-def _tensor(name: str, datatype: dict[str, Any], shape: Sequence[int], element: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a tensor; -1 in the shape of a sample is any size."""
-    sizes = [{"const": size} if size > 0 else {"type": "integer", "minimum": 1} for size in shape]
-    flat = {"type": "array", "items": element, "minItems": math.prod(max(1, size) for size in shape)}
+def _tensor(
+    name: str, datatype: dict[str, Any], shape: Sequence[int | range], element: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the schema of a tensor whose samples have this shape."""
+    sizes = [_side(size) for size in shape]
+    flat = {"type": "array", "items": element, "minItems": math.prod(map(_least, shape))}
     rows = {"type": "array", "items": nested(element, shape), "minItems": 1}
     return {
         "type": "object",
@@ -137,6 +144,21 @@ def _element(spec: TensorSpec) -> dict[str, Any]:
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
-def _planes(pixels: Sequence[int]) -> tuple[int, ...]:
+def _least(side: int | range) -> int:
+    return side[0] if isinstance(side, range) else side
+
+
+def _most(side: int | range) -> int:
+    return side[-1] if isinstance(side, range) else side
+
+
+def _side(side: int | range) -> dict[str, Any]:
+    """Return the schema of one number of a shape."""
+    if not isinstance(side, range):
+        return {"const": side}
+    return {"type": "integer", "minimum": side[0], "maximum": side[-1], "multipleOf": side.step}
+
+
+def _planes(pixels: Sequence[int | range]) -> tuple[int | range, ...]:
     """Return the shape of an image's floats, whose pixels have the shape ``(height, width, channels)``."""
     return pixels[-1], *pixels[:-1]

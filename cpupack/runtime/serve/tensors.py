@@ -45,9 +45,7 @@ def check_shape(shape: Any, where: str) -> tuple[int, ...]:
     if not isinstance(shape, list | tuple) or not all(
         type(size) is int and 0 <= size <= MAX_ELEMENTS for size in shape
     ):
-        raise InputError(
-            f"{where}: shape is {_short(shape)}; expected a list of whole numbers from 0 to {MAX_ELEMENTS}"
-        )
+        raise InputError(f"{where}: shape is {short(shape)}; expected a list of whole numbers from 0 to {MAX_ELEMENTS}")
     if math.prod(shape) > MAX_ELEMENTS:
         raise InputError(
             f"{where}: shape {list(shape)} has {math.prod(shape)} elements; at most {MAX_ELEMENTS} are taken"
@@ -58,7 +56,7 @@ def check_shape(shape: Any, where: str) -> tuple[int, ...]:
 def check_datatype(datatype: Any, where: str) -> str:
     """Return the name of a datatype of the protocol. Raises InputError for any other."""
     if not isinstance(datatype, str) or datatype not in KNOWN:
-        raise InputError(f"{where}: datatype is {_short(datatype)}; expected one of {', '.join(KNOWN)}")
+        raise InputError(f"{where}: datatype is {short(datatype)}; expected one of {', '.join(KNOWN)}")
     return datatype
 
 
@@ -105,7 +103,7 @@ def join_bytes(elements: Iterable[bytes]) -> bytes:
 def from_json(data: Any, datatype: str, shape: tuple[int, ...], where: str) -> npt.NDArray[Any] | list[memoryview]:
     """Return the array that JSON data hold, flat or nested; for BYTES the elements. Raises InputError."""
     if not isinstance(data, list):
-        raise InputError(f"{where}: data is {_short(data)}; expected a list")
+        raise InputError(f"{where}: data is {short(data)}; expected a list")
     count = math.prod(shape)
     if datatype == BYTES:
         return _texts(data, count, where)
@@ -174,6 +172,7 @@ def _texts(data: list[Any], count: int, where: str) -> list[memoryview]:
         raise InputError(f"{where}: an element is not valid text: {error.reason}") from None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value of a request as an error shows it, however long it is."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

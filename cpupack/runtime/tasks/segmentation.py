@@ -83,8 +83,8 @@ class SegmentationPresenter:
     """Makes a ``Segmentation`` of scores ``(classes, height, width)``.
 
     One class alone, ``(1, height, width)``, is the probability of class 1 against class 0. A map ``(height, width)``
-    of whole numbers holds classes already; with fractions or less than -1 in it, or where the build has seen such
-    (``squeezed``), it is one class alone without its dimension.
+    of whole numbers holds classes already; floats with fractions or less than -1 among them, or where the build has
+    seen such (``squeezed``), are one class alone without its dimension.
     """
 
     spec: TaskSpec
@@ -92,7 +92,7 @@ class SegmentationPresenter:
     needs_frame: bool = True
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Segmentation:
-        scores = self._with_classes(np.asarray(only(outputs), np.float32))
+        scores = self._with_classes(np.asarray(only(outputs)))
         classes = self.classes(scores) if frame is None else self._in_image(scores, frame)
         seen = classes[classes != UNSEEN]
         indices, counts = np.unique(seen, return_counts=True)
@@ -102,7 +102,7 @@ class SegmentationPresenter:
         )
         return Segmentation(classes, shares)
 
-    def classes(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+    def classes(self, scores: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """Return the class of each pixel of the output, int32 ``(height, width)``."""
         scores = self._with_classes(scores)
         if scores.ndim == 2:
@@ -111,10 +111,17 @@ class SegmentationPresenter:
             return (probabilities(scores[0], self.spec.scores) >= self.spec.threshold).astype(np.int32)
         return np.asarray(scores.argmax(axis=0), np.int32)
 
-    def _with_classes(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return scores of one class, ``(height, width)``, as ``(1, height, width)``, and anything else as it is."""
-        are_scores = scores.ndim == 2 and (self.spec.squeezed or holds_scores(scores))
-        return scores[None] if are_scores else scores
+    def _with_classes(self, scores: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return scores of one class, ``(height, width)``, as ``(1, height, width)``, and anything else as it is.
+
+        Integers and truth values are classes, and what is below 0 among them is none.
+        """
+        floats = np.asarray(scores, np.float32)
+        if scores.ndim != 2:
+            return floats
+        if scores.dtype.kind != "f":
+            return np.maximum(floats, np.float32(UNSEEN))
+        return floats[None] if self.spec.squeezed or holds_scores(floats) else floats
 
     def _label(self, index: int) -> str:
         if self.labels and index >= len(self.labels):  # a map that the model made itself may hold anything

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import extras
-from ..errors import InputError, IntegrityError, TruncatedTextWarning
+from ..errors import HostError, InputError, IntegrityError, TruncatedTextWarning
 from ..files import TOKENIZER_NAME
+from ..host.limits import system_fault
 from ..manifest import Manifest
 from ..warn import warn
 from .sizes import Sizes
@@ -90,6 +91,8 @@ class Tokenizer:
         try:
             return cls(path.read_bytes(), spec, str(path))
         except OSError as error:
+            if (refused := system_fault(error)) is not None:
+                raise HostError(refused) from error
             raise IntegrityError(f"cannot read {path}: {error.strerror}; reinstall the package") from error
 
     @property

@@ -37,6 +37,7 @@ def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
             _with_written_out_rounding,
             _with_broadcast_masks,
             _with_caught_errors,
+            _with_modules_that_stay,
             quick_recurrences,
         ):
             stack.enter_context(each())
@@ -219,6 +220,25 @@ def _with_caught_errors() -> Iterator[None]:
             raise
 
     with _replaced(kind, "call_module", called):
+        yield
+
+
+@contextmanager
+def _with_modules_that_stay() -> Iterator[None]:
+    """Have ``self.head.to(x.device)`` in ``forward`` do nothing where the module has that device and type already.
+
+    torch would put each weight in its own place, which an export does not allow.
+    """
+    plain: Any = nn.Module._apply
+
+    def applied(self: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        tensors = [*self.parameters(), *self.buffers()]
+        moved = ((each, function(each)) for each in tensors)
+        if all(one.device == other.device and one.dtype == other.dtype for one, other in moved):
+            return self
+        return plain(self, function, *args, **kwargs)
+
+    with _replaced(nn.Module, "_apply", applied):
         yield
 
 

@@ -36,6 +36,7 @@ def make_functional(program: ExportedProgram) -> ExportedProgram:
     others, and takes longer than the export.
     """
     _drop_dropouts(program.graph)
+    _drop_releases(program.graph)
     updates = [node for node in program.graph.nodes if _works_in_place(node)]
     mapped = [node for node in program.graph.nodes if getattr(node.target, "__module__", None) == _MAPS]
     pure = [_pure_form(node) for node in updates]
@@ -51,9 +52,7 @@ def make_functional(program: ExportedProgram) -> ExportedProgram:
         with torch.no_grad():
             decomposed: ExportedProgram = program.run_decompositions({})
     except Exception as error:
-        if not mapped:
-            raise
-        raise _map_refusal(mapped, error) from error
+        raise (_map_refusal(mapped, error) if mapped else _update_refusal(updates, error)) from error
     if left := [node for node in decomposed.graph.nodes if getattr(node.target, "__module__", None) == _MAPS]:
         raise _map_refusal(left, None)
     return decomposed
@@ -67,6 +66,28 @@ def _map_refusal(mapped: list[fx.Node], error: Exception | None) -> ModelError:
         hint="write the function for tensors with a leading dimension of samples, and call it without torch.vmap. "
         "docs/how-to/capture-refused.md says what to change in a model that cannot be captured",
     )
+
+
+def _update_refusal(updates: list[fx.Node], error: Exception) -> ModelError:
+    """Return the error for updates that torch cannot write out; it does not say which of them it is about."""
+    where = next((line for line in map(line_of, updates) if line), "")
+    kinds = ", ".join(sorted({getattr(each.target, "_opname", "") for each in updates}))
+    return ModelError(
+        f"the model cannot be captured: torch cannot write out calls in place ({kinds}){where}: "
+        f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+        hint="write what these calls compute without changing a tensor: y = torch.relu(x) in place of x.relu_(). "
+        "docs/how-to/capture-refused.md says what to change in a model that cannot be captured",
+    )
+
+
+def _drop_releases(graph: fx.Graph) -> None:
+    """Drop ``x.set_()`` of tensors that nothing reads afterwards, in place: reversible networks free memory so."""
+    order = {each: place for place, each in enumerate(graph.nodes)}
+    for node in [each for each in graph.nodes if each.target is torch.ops.aten.set_.default]:
+        (tensor,) = node.args
+        readers = [*tensor.users, *node.users]
+        if all(each is node or order[each] < order[node] for each in readers):
+            graph.erase_node(node)
 
 
 def _drop_dropouts(graph: fx.Graph) -> None:

@@ -118,6 +118,12 @@ def test_a_row_of_values_for_each_image(project: Path) -> None:
     ordered = read(project, "csv:v.csv", "mae", ["age", "height"]).targets
     assert ordered is not None
     assert ordered.tolist() == [[4.5, 3], [2, 1]]
+    # A metric of one's own may compare points with their x and y, and the labels name the points.
+    own = read(project, "csv:v.csv", "python:m.py:f", ["nose"]).targets
+    assert own is not None
+    assert own.tolist() == found.tolist()
+    with pytest.raises(CalibrationError, match=r"columns height, age, and the labels are age, hight"):
+        read(project, "csv:v.csv", "python:m.py:f", ["age", "hight"])
 
 
 @pytest.mark.parametrize(

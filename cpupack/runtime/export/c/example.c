@@ -15,10 +15,8 @@ int main(int argc, char **argv) {
     struct cpupack_model *model = cpupack_load(argv[1], argc > 3 ? atoi(argv[3]) : 1);
     if (model == NULL)
         return fail(cpupack_last_error());
-
     const struct cpupack_shape *shape = cpupack_shape_of(model);
-    const int pixels = shape->pixel_channels > 0;
-    const int channels = pixels ? shape->pixel_channels : shape->float_channels;
+    const int pixels = shape->pixel_channels, channels = pixels ? pixels : shape->float_channels;
     const size_t count = (size_t)shape->height * (size_t)shape->width * (size_t)channels;
     const size_t bytes = count * (pixels ? 1 : sizeof(float)), outputs = (size_t)shape->outputs;
     void *input = malloc(bytes);
@@ -28,7 +26,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "%s is not a file of the %zu bytes that the model takes\n", argv[2], bytes);
         return 1;
     }
-
+    fclose(file);
     const int failed = pixels ? cpupack_run_pixels(model, 1, (const uint8_t *)input, count, results, outputs)
                               : cpupack_run_floats(model, 1, (const float *)input, count, results, outputs);
     if (failed)
@@ -36,5 +34,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < outputs; i++)
         printf("%zu %.9g\n", i, results[i]);
     cpupack_free(model);
+    free(input);
+    free(results);
     return 0;
 }

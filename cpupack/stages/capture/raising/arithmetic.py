@@ -12,6 +12,7 @@ from torch import fx
 from cpupack.stages.capture.raising.complexes import turned
 from cpupack.stages.capture.raising.masks import hidden_as_finite
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+from cpupack.stages.capture.raising.side_by_side import matrices
 
 
 def _float_result(r: Raiser) -> None:
@@ -146,7 +147,7 @@ def _function(function: Callable[..., Any]) -> Callable[[Raiser, dict[str, Any]]
 
 def _products_and_sum(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """``beta * self + alpha * (batch1 @ batch2)``."""
-    product = r.call(torch.matmul, r.operand(a["batch1"]), r.operand(a["batch2"]))
+    product = matrices(r, a["batch1"], a["batch2"])
     if a["alpha"] != 1:
         product = r.call(torch.mul, product, float(a["alpha"]))
     if a["beta"] == 0:

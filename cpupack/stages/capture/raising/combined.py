@@ -65,8 +65,9 @@ def _limited(r: Raiser, x: fx.Node, limit: Any, sign: float) -> fx.Node:
     if r.is_known(limit):
         return _clamped(r, x, r.constant(limit), sign, r._name_of(limit) if isinstance(limit, fx.Node) else "limit")
     shape = r.shape()
-    if len(shape) < 2 or r.shape(limit) != shape or any(r.dynamic()[1:]):
-        raise NotRaised
+    if len(shape) < 2 or r.shape(limit) != shape or any(r.dynamic()[1:]):  # one limit for many values
+        own = torch.ops.aten.maximum if sign > 0 else torch.ops.aten.minimum
+        return r.call(own.default, x, r.activation(limit))
     parts = [x, r.activation(limit)]
     if sign < 0:
         parts = [r.call(torch.mul, each, -1.0) for each in parts]

@@ -73,12 +73,40 @@ def _repeat(r: Raiser, a: dict[str, Any]) -> fx.Node:
     if r.is_known(source) and _repeats_for_arithmetic(r, before):
         r.known[r.node] = r.constant(source)
         return r.input  # a placeholder's worth: who reads this call takes the known value
-    if not r.is_known(source) or sum(moves) != 1 or not moves[0] or len(before) != len(shape) or before[0] != 1:
+    if (
+        not r.is_known(source)
+        and len(before) == len(shape)
+        and all(one in {1, size} for one, size in zip(before, shape, strict=True))
+    ):
+        return _repeated(r, source, moves)
+    if not r.is_known(source) or sum(moves) != 1 or not moves[0] or len(before) != len(shape):
+        raise NotRaised
+    rows = _rows_of_a_sample(r)
+    if rows % before[0]:
         raise NotRaised
     value = r.tensor(source)
     assert value is not None
-    times = [1, *(end // start for start, end in zip(before[1:], shape[1:], strict=True))]
-    return _laid_out(r, value.repeat(*times), r._name_of(source))
+    times = [rows // before[0], *(end // start for start, end in zip(before[1:], shape[1:], strict=True))]
+    return _rows_laid_out(r, value.repeat(*times), r._name_of(source))
+
+
+def _repeat_each(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``x.repeat_interleave(4, 0)``: several rows for each sample, as for the frames of a video."""
+    source, times = a["self"], a.get("repeats")
+    if not isinstance(times, int) or a.get("dim") != 0 or r.is_known(source) or not r.dynamic(source)[0]:
+        raise NotRaised
+    rest = r.shape(source)[1:]
+    apart = r.call(torch.reshape, r.activation(source), (-1, 1, *rest))
+    wide = r.call(torch.ops.aten.expand.default, apart, [-1, times, *[-1] * len(rest)], word="expand")
+    return r.call(torch.reshape, wide, (-1, *rest))
+
+
+def _rows_laid_out(r: Raiser, value: torch.Tensor, name: str) -> fx.Node:
+    """Return constant rows for each sample of the batch."""
+    if len(value) == 1:
+        return _laid_out(r, value, name)
+    several = r.method("expand", r.attribute(value[None], name), r.batch(), *[-1] * value.ndim)
+    return r.call(torch.reshape, several, (-1, *value.shape[1:]))
 
 
 def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -93,12 +121,7 @@ def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
         raise NotRaised
     scopes = [path for path, _ in r.node.meta.get("nn_module_stack", {}).values()]
     name = ".".join(part for part in (scopes[-1] if scopes else "", r.node.name) if part)
-    rows = _rows_of_a_sample(r)
-    if rows == 1:
-        return _laid_out(r, torch.full((1, *shape[1:]), float(number)), name)
-    table = r.attribute(torch.full((1, rows, *shape[1:]), float(number)), name)
-    several = r.method("expand", table, r.batch(), *[-1] * len(shape))
-    return r.call(torch.reshape, several, (-1, *shape[1:]))
+    return _rows_laid_out(r, torch.full((_rows_of_a_sample(r), *shape[1:]), float(number)), name)
 
 
 def _rows_of_a_sample(r: Raiser) -> int:
@@ -124,6 +147,7 @@ def _written_over(r: Raiser, a: dict[str, Any]) -> fx.Node:
 HANDLERS: dict[str, Any] = {
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     "repeat": _repeat,
+    "repeat_interleave": _repeat_each,
     **dict.fromkeys(
         (
             *("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),

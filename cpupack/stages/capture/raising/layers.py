@@ -12,6 +12,7 @@ from torch import fx, nn
 from cpupack.errors import ModelError
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
 from cpupack.stages.capture.raising.shapes import reshaped
+from cpupack.stages.capture.raising.side_by_side import matrices
 
 _CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -126,7 +127,7 @@ def _matmul(r: Raiser, a: dict[str, Any]) -> fx.Node:
             return _product_of_vector(r, left, weight, right)
     if min(len(r.shape(left)), len(r.shape(right))) < 2:
         raise NotRaised
-    return r.call(torch.matmul, r.operand(left), r.operand(right))
+    return matrices(r, left, right)
 
 
 def _attention(r: Raiser, a: dict[str, Any]) -> fx.Node:

@@ -177,7 +177,11 @@ class Raiser:
 
 
 def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if size.node.hint is None:
+        raise NotRaised  # it depends on values, as that of x[mask] does
+    return int(size.node.hint)
 
 
 def numbers(value: Any, count: int) -> tuple[int, ...]:

@@ -236,7 +236,8 @@ def _stack(r: Raiser, a: dict[str, Any]) -> fx.Node:
 def _copy(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """What is written over a whole tensor."""
     source = a["src"]
-    if not r.is_float(source) or r.shape(source) != r.shape() or r.dynamic(source) != r.dynamic():
+    same = isinstance(source, fx.Node) and source.meta["val"].dtype == r.node.meta["val"].dtype
+    if not same or r.shape(source) != r.shape() or r.dynamic(source) != r.dynamic():
         raise NotRaised
     return r.activation(source)
 

@@ -20,6 +20,7 @@ from cpupack.graph.recurrent import Recurrent, RecurrentOfSeveral
 from cpupack.graph.vocabulary import BATCH_NORMS, SHAPES, UNFOLD
 from cpupack.stages.quantize.native.batch_constants import lay_out_in_front
 from cpupack.stages.quantize.native.frames import join_turns, over_frames, run_over_frames
+from cpupack.stages.quantize.native.joined_frames import join_frames
 from cpupack.stages.quantize.native.moved_calls import (
     FIRST,
     Batch,
@@ -226,8 +227,7 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
         scale_channels(graph, node)
         forms.given[node] = forms.moved[node] = read
         return
-    if batch is not None and batch[:2] == read[:2] and (layer := _layer_over_frames(graph, node, read)) is not None:
-        back = run_over_frames(graph, node, layer)
+    if batch is not None and batch[:2] == read[:2] and (back := _over_frames(graph, node, read)) is not None:
         forms.given[back] = forms.moved[back] = read
         forms.shapes[back] = forms.shapes[node]
         return
@@ -248,11 +248,17 @@ def _picks(node: fx.Node, batch: Batch) -> bool:
     return True
 
 
-def _layer_over_frames(graph: fx.GraphModule, node: fx.Node, batch: Batch) -> nn.Module | None:
-    """Return a layer of images or signals as one of a dimension more, where its batch has several of each sample."""
-    if node.op != "call_module" or node.meta.get("rank") not in {3, 4} or batch.axis != 0 or batch.indices == 1:
+def _over_frames(graph: fx.GraphModule, node: fx.Node, batch: Batch) -> fx.Node | None:
+    """Have a layer of images or signals be one of a dimension more, where its batch has several of each sample.
+
+    Return what gives its result; None for another call.
+    """
+    if node.meta.get("rank") not in {3, 4} or batch.axis != 0 or batch.indices == 1:
         return None
-    return over_frames(graph.get_submodule(str(node.target)))
+    if (joined := join_frames(graph, node, batch.indices)) is not None:
+        return joined
+    layer = over_frames(graph.get_submodule(str(node.target))) if node.op == "call_module" else None
+    return None if layer is None else run_over_frames(graph, node, layer)
 
 
 def _recurs_over_several(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: Batch) -> bool:

@@ -192,7 +192,9 @@ class Calls:
     def rearranged(self, node: fx.Node, operands: dict[fx.Node, Any]) -> Any:
         """Run a call on other operands: a tensor, or a tuple of them."""
 
-        floats = self.target(node) in _WITHOUT_INTEGERS
+        module = self.module(node)
+        called = [each for each, _ in module.calls] if isinstance(module, Rearrangement) else [self.target(node)]
+        floats = any(each in _WITHOUT_INTEGERS for each in called)
 
         def operand(each: fx.Node) -> Any:
             if each.op == "get_attr":
@@ -203,7 +205,7 @@ class Calls:
 
         args: Any = map_arg(node.args, operand)
         kwargs: Any = map_arg(node.kwargs, operand)
-        target: Any = self.module(node) or node.target
+        target: Any = module or node.target
         result = target(*args, **kwargs)
         return result.long() if floats else result
 

@@ -119,6 +119,23 @@ def rest_of_two(whole: Function) -> Code:
     ]  # fmt: skip
 
 
+def power_of_two_values() -> Code:
+    """Return register 0 to the power of register 1: exp(y * log(|x|)), negative for odd powers of what is negative.
+
+    0 to the power 0 is 1, and a negative value has whole powers alone: the root of what y is beyond one is no number.
+    """
+    return [
+        Instruction(Function.COPY, 3, 0), *on(3, then((TIMES, -_MOST_OF_ALL), (LEAST, 0.0), (MOST, 1.0))),
+        *then((Function.ABSOLUTE, 0.0), (Function.LOGARITHM, 0.0), (LEAST, -HUGE), (MOST, HUGE)), times(1),
+        *then((Function.EXPONENTIAL, 0.0)),
+        Instruction(Function.COPY, 2, 1), *on(2, then((Function.FLOOR, 0.0))), Instruction(Function.SUBTRACT, 2, 1, 2),
+        Instruction(Function.MULTIPLY, 2, 2, 3), *on(2, then((TIMES, -1.0), (Function.ROOT, 0.0))), plus(2),
+        *on(1, then((TIMES, 0.5))), Instruction(Function.COPY, 2, 1), *on(2, then((Function.FLOOR, 0.0))),
+        Instruction(Function.SUBTRACT, 1, 1, 2), Instruction(Function.MULTIPLY, 1, 1, 3),
+        *on(1, then((TIMES, -4.0), (ADD, 1.0))), times(1),
+    ]  # fmt: skip
+
+
 def arcsine() -> Code:
     """Return atan(x / sqrt(1 - x * x)): no number beyond 1."""
     return [

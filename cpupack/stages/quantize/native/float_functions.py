@@ -25,6 +25,7 @@ from cpupack.stages.quantize.native.float_formulas import (
     less,
     log1p,
     odds,
+    power_of_two_values,
     rest,
     rest_of_two,
     sign,
@@ -181,6 +182,7 @@ OF_TWO: dict[Any, Code] = {
     _ATEN.hypot.default: length(),
     _ATEN.fmod.Tensor: rest_of_two(Function.TRUNCATE),
     _ATEN.remainder.Tensor: rest_of_two(Function.FLOOR),
+    _ATEN.pow.Tensor_Tensor: power_of_two_values(),
 }
 """Functions of two values, in registers 0 and 1."""
 

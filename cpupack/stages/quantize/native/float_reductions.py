@@ -19,7 +19,7 @@ from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, N
 
 _ATEN = torch.ops.aten
 _SIDE_BY_SIDE = 16
-"""From so many channels on that lie side by side, norms of groups go by sums of each channel."""
+"""From so many channels on that lie side by side, norms of one channel each, or of all, go by sums of each channel."""
 
 
 def _axes(b: Builder, node: fx.Node, given: Any) -> tuple[int, ...]:
@@ -116,7 +116,8 @@ def _group_norm(b: Builder, node: fx.Node) -> View:
     groups = module.num_groups if isinstance(module, nn.GroupNorm) else channels
     if not isinstance(module, nn.GroupNorm) and module.track_running_stats:
         raise b.calls.refusal(node, "with running statistics")
-    if view.steps[0] == 1 and channels >= _SIDE_BY_SIDE and rest:
+    # A group of some of the channels is in no line: the general norm would read a few values at a time.
+    if view.steps[0] == 1 and rest and (channels >= _SIDE_BY_SIDE or 1 < groups < channels):
         return _norm_of_channels(b, view, groups, module)
     last = view.permuted((*range(1, rest + 1), 0)).of_last(groups, channels // groups)
     split = last.permuted((rest, rest + 1, *range(rest)))

@@ -26,15 +26,20 @@ def turn_around(graph: fx.GraphModule, node: fx.Node, name: str) -> tuple[fx.Nod
 
     Return the calls that do it. They share a module ``name``, which is added where it is not there.
     """
-    (source,) = node.all_input_nodes
     if not hasattr(graph, name):
         graph.add_submodule(name, Rearrangement((torch.transpose, (1, 2))))
+    return put_between(graph, node, name, name)
+
+
+def put_between(graph: fx.GraphModule, node: fx.Node, before: str, after: str) -> tuple[fx.Node, fx.Node]:
+    """Have two modules of the graph rearrange what a call reads and what it gives, in place; return their calls."""
+    (source,) = node.all_input_nodes
     with graph.graph.inserting_before(node):
-        turned = graph.graph.call_module(name, (source,))
+        turned = graph.graph.call_module(before, (source,))
     with graph.graph.inserting_after(node):
-        back = graph.graph.call_module(name, (node,))
+        back = graph.graph.call_module(after, (node,))
     node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
-    node.args = (turned,)
+    node.args = (turned, *node.args[1:])
     turned.meta = {key: value for key, value in source.meta.items() if key not in {"shape", "rank"}}
     back.meta = {key: value for key, value in node.meta.items() if key != "shape"}
     return turned, back
