@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cpupack.stages.quantize.native import moves
-from cpupack.stages.quantize.native.moves import FILL, Joins, memory_places, moves_of
+from cpupack.stages.quantize.native.moves import APART, FILL, Joins, memory_places, moves_of
 from cpupack.stages.quantize.native.program import Buffer
 
 UNTOUCHED, FILLED = -7, -9
@@ -82,10 +82,9 @@ def test_patterns_take_few_moves(name: str, most: int) -> None:
 
 
 def grid_moves(rows: int, columns: int, joins: Joins | None = None) -> tuple[np.ndarray, Joins]:
-    """Return the moves of ``(16 channels, 4 x 4 places, rows x columns windows)`` to their image."""
+    """Return the moves of ``(4 x 4 places, 16 channels, rows x columns windows)`` to their image."""
     source, target = buffer(16, 16, rows * columns), buffer(4 * rows, 4 * columns, 16)
-    # (channel, place down, place across, window down, window across) to (down, across, channel)
-    sources = np.arange(source.size).reshape(16, 4, 4, rows, columns).transpose(1, 3, 2, 4, 0).ravel()
+    sources = np.arange(source.size).reshape(4, 4, 16, rows, columns).transpose(0, 3, 1, 4, 2).ravel()
     found, joined = moves_of(sources, np.arange(target.size), source, target, joins)
     values = np.arange(source.size)
     np.testing.assert_array_equal(applied(found, values, source, target), sources)
@@ -94,9 +93,9 @@ def grid_moves(rows: int, columns: int, joins: Joins | None = None) -> tuple[np.
 
 def test_narrow_images_join_the_moves_that_wide_ones_join_where_that_is_asked() -> None:
     wide, joins = grid_moves(12, 16)
-    assert len(wide) == 48 * 4 * 16  # in each row, 16 windows side by side for each place and channel
-    free, _ = grid_moves(12, 5)
-    assert len(free) == 48 * 40  # fewer than 64 by chance: windows of neighbouring places
+    assert len(wide) == 48 * 4 * 16  # in each row, the 16 windows side by side for each place and channel
+    free, _ = grid_moves(12, 5, Joins(APART))
+    assert len(free) == 48 * 4 * 5 * 2  # fewer by chance: every second channel of each window
     given, again = grid_moves(12, 5, joins)
     assert len(given) == 48 * 4 * 16
     assert again.period == joins.period
