@@ -15,7 +15,7 @@ from cpupack.runtime.errors import InputError
 from cpupack.runtime.rows import add_sizes, batch_of, by_name, flat, random_batch
 from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_text
-from cpupack.sources.request import Array, Floats, Request, pixels_of
+from cpupack.sources.request import Array, Floats, Request, centre, pixels_of
 
 _ROWS_AT_ONCE = 256
 
@@ -59,8 +59,10 @@ def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str]
     if spec.preprocess is not None and data.dtype == np.uint8 and data.shape[1:] != spec.pixel_shape:
         one = dataclasses.replace(request, inputs=(spec,))
         data = np.stack([pixels_of(each, one, name) for each, name in zip(data, names, strict=True)])
-    elif spec.names:
-        data = _centre(spec, data)
+    elif spec.names and data.ndim == 1 + len(spec.names):
+        for axis, (name, size) in enumerate(zip(spec.names, spec.shape, strict=True), 1):
+            if name:
+                data = centre(data, axis, name, size, request, names)
     if spec.dtype == "float32" and data.dtype.kind == "f":
         with np.errstate(over="ignore"):  # an overflow gives infinity, which is reported
             data = data.astype(np.float32)
@@ -69,16 +71,6 @@ def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str]
     except InputError as error:
         where = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         raise CalibrationError(f"{request.spec}: {where}: {error}") from error
-
-
-def _centre(spec: TensorSpec, data: Array) -> Array:
-    """Return the centre of samples that are larger than the typical size of their names."""
-    if data.ndim == 1 + len(spec.shape):
-        for axis, (name, size) in enumerate(zip(spec.names, spec.shape, strict=True), 1):
-            more = data.shape[axis] - size
-            if name and more > 0:
-                data = data.take(np.arange(size) + more // 2, axis=axis)
-    return data
 
 
 def check_sizes(shapes: Mapping[str, Sequence[int]], request: Request, where: str) -> None:

@@ -162,7 +162,7 @@ def floats_of(data: Array, request: Request, names: Sequence[str]) -> Floats:
     Of samples whose named dimensions are longer, the centre is taken. Raises CalibrationError for a wrong shape or
     dtype. For NaN or infinity it names the first such sample.
     """
-    data = _cut(data, request)
+    data = _cut(data, request, names)
     if data.shape[1:] != request.input_shape:
         raise CalibrationError(
             f"{request.spec}: samples have shape {data.shape[1:]}, the model takes {request.input_shape}"
@@ -183,15 +183,27 @@ def floats_of(data: Array, request: Request, names: Sequence[str]) -> Floats:
     return result
 
 
-def _cut(data: Array, request: Request) -> Array:
-    """Return the centre of samples that are longer than the typical size."""
+def _cut(data: Array, request: Request, names: Sequence[str]) -> Array:
     sizes = request.loaded.recipe.sizes
     if isinstance(sizes, NamedSizes) and data.ndim == 1 + len(request.input_shape):
-        for axis in sizes.axes:
-            more = data.shape[1 + axis] - request.input_shape[axis]
-            if more > 0:
-                data = data.take(np.arange(request.input_shape[axis]) + more // 2, axis=1 + axis)
+        for name, axis in zip(sizes.names, sizes.axes, strict=True):
+            data = centre(data, 1 + axis, name, request.input_shape[axis], request, names)
     return data
+
+
+def centre(data: Array, axis: int, name: str, size: int, request: Request, names: Sequence[str]) -> Array:
+    """Return the centre of samples that are longer than the typical ``size`` of a named dimension.
+
+    Raises CalibrationError for shorter ones.
+    """
+    more = data.shape[axis] - size
+    if more < 0:
+        where = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        raise CalibrationError(
+            f"{request.spec}: {where}: {name} is {data.shape[axis]}, less than the typical size, {size}",
+            hint=f"set [sizes] typical to {name} = {data.shape[axis]} or less, or leave out or fill up shorter samples",
+        )
+    return data.take(np.arange(size) + more // 2, axis=axis) if more else data
 
 
 def warn_of_raw_pixels(data: Floats, request: Request) -> None:

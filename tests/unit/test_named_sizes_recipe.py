@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cpupack.errors import ModelError, RecipeError
+from cpupack.errors import CalibrationError, ModelError, RecipeError
 from cpupack.model.open_sizes import open_sizes
 from cpupack.model.signature import fit_signature
 from cpupack.recipe import LoadedRecipe, Recipe
@@ -137,10 +137,14 @@ def test_each_of_several_outputs_has_a_shape_for_each_length(tmp_path: Path) -> 
     assert sizes.shapes((1, 96)) == ((16, 48), (48, 16), (16,))
 
 
-def test_of_longer_samples_the_centre_is_taken(tmp_path: Path) -> None:
+def test_of_longer_samples_the_centre_is_taken_and_shorter_ones_are_refused(tmp_path: Path) -> None:
     recipe, problems = parsed(tmp_path)
     assert recipe is not None, problems
     loaded = LoadedRecipe(recipe=recipe, path=tmp_path / "r.toml", text=RECIPE)
     request = Request("arrays:x.npz", loaded, recipe.input_specs, None, 0, False, False, Recorder())
     data = np.broadcast_to(np.arange(70, dtype=np.float32), (1, 8, 70))
     assert np.array_equal(floats_of(data, request, ["one"])[0, 0], np.arange(3, 67))
+    with pytest.raises(CalibrationError, match="one: time is 60, less than the typical size, 64") as refused:
+        floats_of(data[..., :60], request, ["one"])
+    assert refused.value.hint is not None
+    assert "typical to time = 60 or less" in refused.value.hint
