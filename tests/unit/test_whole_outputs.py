@@ -113,8 +113,8 @@ def test_whole_numbers_are_compared_by_how_many_are_equal() -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match='"output": sigmoid is for scores, and the model gives int64'):
         loaded(tmp_path, "Classes", IMAGE, output=[{"name": "output", "apply": "sigmoid"}])
-    with pytest.raises(ModelError, match=r'kind = "segmentation"'):
-        loaded(tmp_path, "Classes", IMAGE, task={"kind": "segmentation"})
+    with pytest.raises(ModelError, match=r'kind = "detection" is of scores or other floats, and .* is int64'):
+        loaded(tmp_path, "Classes", IMAGE, task={"kind": "detection"})
 
 
 def test_lengths_begin_at_one_where_the_model_fails_with_none(tmp_path: Path) -> None:
