@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -64,12 +64,15 @@ def choose_setting(package_dir: Path, options: ServeOptions) -> Setting:
     Raises HostError for a promise that no tuned setting can hold.
     """
     manifest = read_manifest(package_dir)
+    own = (options.threads, options.instances, options.batch_size)
     try:
         rows, source = measured_rows(package_dir, manifest, os.environ, HostProbe())
     except InputError:
-        return Setting(options.threads, options.instances, options.batch_size, None, "measured at the start")
-    measured = profiles(rows)
-    explicit = (options.threads, options.instances, options.batch_size) != (None, None, None)
+        return Setting(*own, None, "measured at the start")
+    measured = _undisturbed(rows)
+    if not measured:
+        return Setting(*own, None, "measured at the start: other work disturbed the tuned table")
+    explicit = own != (None, None, None)
     if options.max_latency_ms is not None and not explicit:
         best = planning.highest_load(measured, options.max_latency_ms - planning.HTTP_MS)
         if best is None:
@@ -84,6 +87,16 @@ def choose_setting(package_dir: Path, options: ServeOptions) -> Setting:
     return Setting(
         plan.threads, plan.instances, plan.batch_size, _profile(measured, plan.threads, plan.instances), source
     )
+
+
+def _undisturbed(rows: Sequence[Mapping[str, Any]]) -> list[Profile]:
+    """Return the layouts whose calls of one sample were measured, from rows that other work did not disturb.
+
+    A search that ended after its first setting, or on a busy host, says nothing of one request alone: a call of eight
+    samples that waited for the CPU would stand for it, and a promise that is easy to hold would be refused.
+    """
+    quiet = [row for row in rows if not row.get("disturbed")]
+    return [one for one in profiles(quiet) if one.calls[0].size == 1]
 
 
 def measure(model: ServedModel) -> list[CallTime]:
