@@ -280,7 +280,8 @@ class Builder:
         given = Joins(*(self.choices.given(way) or 0 for way in ways))
         moves, joins = moves_of(memory_places(elements, one), memory_places(places, other), one, other, given)
         for way, chosen in zip(ways, astuple(joins), strict=True):
-            self.choices.keep(way, chosen)
+            if chosen:
+                self.choices.keep(way, chosen)
         layer = Layer(Op.MOVE, input=source, output=target, constants={"weights": moves})
         layer.fields = {"runs": len(moves), "output_zero_point": other.zero_point}
         if (one.scale, one.zero_point) != (other.scale, other.zero_point):

@@ -39,7 +39,7 @@ class Joins:
     """Which runs of bytes become one move.
 
     Those that follow each other in the target (NEIGHBOURS), or every ``period``-th one (APART) of rows of ``runs``.
-    EITHER, or a period of 0, says that it was not the same in all rows.
+    EITHER, or APART with a period of 0, says that it was not the same in all rows.
     """
 
     kind: int = EITHER
@@ -88,15 +88,16 @@ def _moves_of_rows(
         ],
         1,
     )  # fmt: skip
-    longest_row = int(np.bincount(runs[:, 2] - runs[:, 2].min()).max())
-    period = _best_period(runs, longest_row, joins)
-    return _repeated(_by_period(runs, period)), Joins(NEIGHBOURS if period == 1 else APART, period, longest_row)
+    each_row, lengths = np.unique(runs[:, 2], return_counts=True)
+    longest_row = int(lengths.max())
+    sample = runs[runs[:, 2] == each_row[lengths.argmax()]][:_MOST_TRIED]
+    period = _best_period(sample, longest_row, joins)
+    found = _repeated(_by_period(runs, period))
+    return found, Joins(NEIGHBOURS) if period == 1 else Joins(APART, period, longest_row)
 
 
-def _best_period(runs: Ints, longest_row: int, joins: Joins) -> int:
+def _best_period(sample: Ints, longest_row: int, joins: Joins) -> int:
     """Return the step in which runs of a row repeat best. In a pixel shuffle every r-th run repeats, not neighbours."""
-    rows, lengths = np.unique(runs[:, 2], return_counts=True)
-    sample = runs[runs[:, 2] == rows[lengths.argmax()]][:_MOST_TRIED]
     if joins.kind == NEIGHBOURS:
         return 1
     longest = len(sample) // 2 if joins.kind == APART else min(len(sample) // 2, _LONGEST_PERIOD)
