@@ -172,6 +172,35 @@ def test_a_request_that_is_over_is_not_left_to_the_garbage_collector(native_pack
         gc.enable()
 
 
+def test_whoever_looks_after_the_threads_keeps_nothing_of_their_calls(native_package_dir: Path) -> None:
+    """It looks every second. It saw the frames, and a server under load grew by the bodies of a call a second."""
+    looked = threading.Event()
+
+    def answer(logits: Any, _: Request) -> int:
+        assert looked.wait(PATIENCE_S)
+        return len(logits)
+
+    async def talk(executor: Executor) -> None:
+        request = executor.submit(pixels(executor), Urgency(0.0, math.inf, NORMAL), answer)
+        while not executor.scheduler.running:
+            await asyncio.sleep(0.001)
+        executor.revive()
+        looked.set()
+        assert await request.future == 1
+        over = weakref.ref(request)
+        del request
+        end_s = time.monotonic() + PATIENCE_S
+        while over() is not None:
+            assert time.monotonic() < end_s
+            await asyncio.sleep(0.001)
+
+    gc.disable()
+    try:
+        short_calls(native_package_dir, talk, call_s=0.001)
+    finally:
+        gc.enable()
+
+
 def test_a_short_call_may_be_refused_and_may_fail(native_package_dir: Path) -> None:
     def fail(logits: Any, _: Request) -> Any:
         raise InputError("on purpose")

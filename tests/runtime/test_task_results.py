@@ -20,7 +20,7 @@ from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.tasks import boxes, decode, kinds, lettering
 from cpupack.runtime.tasks.embedding import Embedding
 from cpupack.runtime.tasks.frame import Frame
-from cpupack.runtime.tasks.scores import sigmoid
+from cpupack.runtime.tasks.scores import best_first, sigmoid
 from cpupack.runtime.tasks.spec import SETTINGS, TaskSpec, default_kind
 
 SQUARE = PreprocessSpec(resize=(8, 8))
@@ -366,3 +366,20 @@ def test_a_name_that_no_output_has_is_answered_with_the_names() -> None:
         found["c"]
     assert found.get("c") is None
     assert "c" not in found
+
+
+@pytest.mark.parametrize("width", [1, 3, 20, 21, 1000])
+def test_the_best_are_those_of_a_stable_sort_also_among_equal_scores(width: int) -> None:
+    generator = np.random.default_rng(width)
+    for values in (4, 10**6):  # few values: many are equal
+        scores = generator.integers(-values, values, width).astype(np.float32)
+        scores[generator.random(width) < 0.02] = -np.inf
+        for count in (1, 5, 17, 2000):
+            wanted = np.argsort(-scores, kind="stable")[:count]
+            np.testing.assert_array_equal(best_first(scores, count), wanted)
+
+
+def test_the_best_of_scores_without_enough_numbers_are_those_of_a_stable_sort() -> None:
+    scores = np.full(100, np.nan, np.float32)
+    scores[[7, 3]] = 1.0, 2.0
+    assert best_first(scores, 5)[:2].tolist() == [3, 7]

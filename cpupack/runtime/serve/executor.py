@@ -88,14 +88,12 @@ class Executor:
 
     def would_refuse(self, kind: str, size_bytes: int, samples: int, urgency: Urgency) -> Refusal | None:
         """Return the refusal that such a request would get now, before its body is read."""
-        now_s = time.monotonic()
+        now_s, prepare_s = time.monotonic(), self.prepare_times.estimate_s(kind, size_bytes)
         with self._lock:
-            refusal = self.scheduler.late(urgency.arrived_s, urgency.deadline_s, urgency.priority, now_s)
-        if refusal is not None:
-            return refusal
-        job = self._job(samples, size_bytes, urgency, self.prepare_times.estimate_s(kind, size_bytes), None)
-        with self._lock:
-            return self.scheduler.peek(job, now_s)
+            refusal = self.scheduler.late(urgency.arrived_s, urgency.deadline_s, urgency.priority, prepare_s, now_s)
+            if refusal is None:
+                refusal = self.scheduler.peek(self._job(samples, size_bytes, urgency, prepare_s, None), now_s)
+        return refusal
 
     def submit(self, data: Data, urgency: Urgency, make_answer: Format) -> Request:
         """Admit a request, or raise RefusedError. Its future gets the answer or a RunnerError or RefusedError."""
@@ -200,7 +198,7 @@ class Executor:
         numbers are read before the frames: a thread that has claimed one has a frame, or has ended.
         """
         idents, owners = list(self._idents), self._owners.copy()
-        running = sys._current_frames()
+        running = set(sys._current_frames())  # the frames hold bodies, and this one would hold them
         return [
             not thread.done() and (ident is None or (ident in running and owners.get(ident) == number))
             for number, (thread, ident) in enumerate(zip(self._threads, idents, strict=True))

@@ -19,6 +19,7 @@ from ..files import GOLDEN_NAME, UNREADABLE
 from ..open_sizes import Size
 from ..runner import Runner
 from ..signature import OutputSpec, Signature
+from ..tasks.scores import best_first
 from ..tensor_spec import TensorSpec
 from ..text.spec import TEXT, TEXT_PAIR
 from .named import DATATYPES, Sample, image_file, rows_of, with_images
@@ -334,7 +335,7 @@ class ServedModel:
             labels = None
         found = []
         for row in logits:
-            for index in np.argsort(-row, kind="stable")[:count].tolist():
+            for index in best_first(row, count).tolist():
                 label = f":{labels[index]}" if labels else ""
                 found.append(f"{row[index]:f}:{index}{label}".encode())
         return OutputTensor(wanted.name, BYTES, (len(logits), count), found, wanted.binary)

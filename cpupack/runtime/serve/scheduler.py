@@ -29,6 +29,8 @@ would never learn that the host is fast again."""
 PROBES_TOGETHER = 3
 """So many, one after the other: the first after a second without work may be slow for that reason alone."""
 
+_ROUNDING_S = 1e-6
+"""What the same time to a deadline may differ by, as the difference of two points in time."""
 _LEFT = 0.1
 """Of its expected time a call that runs needs at least this much more: nobody knows when a slow one ends."""
 
@@ -64,11 +66,14 @@ class Taken:
 class _Bar:
     """What all later requests must reach while ``line`` waits: with the same time to their deadline, or more of it.
 
-    None ends before ``least_s``, however fast it is decoded. The one that was refused last would end at ``finish_s``.
+    None that takes ``prepare_s`` to decode, or longer, is taken to end before ``finish_s``. Smaller calls are
+    worthwhile with those that take much longer, so one in a hundred could. None ends before ``least_s``, decoded as
+    fast as can be.
     """
 
     line: Line
     budget_s: float
+    prepare_s: float
     least_s: float
     finish_s: float
 
@@ -147,15 +152,19 @@ class Scheduler:
         """Return the refusal that ``job`` would get now, and admit nothing."""
         return self._refused([job], now_s, asked=True)
 
-    def late(self, arrived_s: float, deadline_s: float, priority: int, now_s: float) -> Refusal | None:
-        """Return the refusal of a request that would be late even if it needed no decoding, None if ``peek`` must see.
+    def late(
+        self, arrived_s: float, deadline_s: float, priority: int, prepare_s: float, now_s: float
+    ) -> Refusal | None:
+        """Return the refusal of a request that would be as late as the last one that was, None if ``peek`` must see.
 
         While many are refused, nothing changes from one to the next, and this looks at a number alone.
         """
         bar, queue = self._bar, self._queue
         if bar is None or bar.line is not self._line or not queue or now_s >= bar.line.expected_s:
             return None
-        if deadline_s >= bar.least_s or deadline_s - arrived_s < bar.budget_s or priority < queue[-1][0]:
+        if deadline_s >= (bar.finish_s if prepare_s >= bar.prepare_s else bar.least_s):
+            return None
+        if deadline_s - arrived_s < bar.budget_s - _ROUNDING_S or priority < queue[-1][0]:
             return None
         if priority == queue[-1][0] and deadline_s < queue[-1][1]:
             return None
@@ -335,13 +344,13 @@ class Scheduler:
         return Refusal(DEADLINE, finish_s - deadline_s)
 
     def _raise_bar(self, line: Line, job: Job, finish_s: float, now_s: float) -> None:
-        """Note when a request like ``job``, which is refused at the end of ``line``, would end without decoding.
+        """Note when a request like ``job``, which is refused at the end of ``line``, would end, also without decoding.
 
         Its deadline is not the first of the last batch. So a later one has no room there either.
         """
         fastest = Job(1, 0, job.arrived_s, job.deadline_s, job.priority, 0.0, None)
         least_s = line.copy().add(fastest, self.times, now_s)
-        self._bar = _Bar(line, job.deadline_s - job.arrived_s, least_s, finish_s)
+        self._bar = _Bar(line, job.deadline_s - job.arrived_s, job.prepare_s, least_s, finish_s)
 
     def _predict(self, jobs: Sequence[Job], now_s: float) -> tuple[float, float, Line | None]:
         """Return (safe finish, expected begin) of the last of ``jobs``, and the line with them if they are its end."""

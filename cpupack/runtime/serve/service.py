@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from ..errors import InputError
@@ -136,19 +137,21 @@ class Service:
         self.check_serving()
         executor = self.executor
         request = executor.submit(data, urgency, make_answer)
-
-        def forget() -> None:
-            self.metrics.gone.add()
-            executor.cancel(request)
-
         if on_admitted is not None:
-            on_admitted(forget)
+            on_admitted(partial(self._forget, executor, request))
         try:
-            answer = await request.future
+            return await request.future, request
         except asyncio.CancelledError:
             executor.cancel(request)
             raise
-        return answer, request
+        finally:
+            del (
+                request
+            )  # the traceback of its error has this frame: the two would keep each other, and a body, in memory
+
+    def _forget(self, executor: Executor, request: Request) -> None:
+        self.metrics.gone.add()
+        executor.cancel(request)
 
     def sent(self, request: Request) -> None:
         """Note that the answer to an admitted request has been written just now."""

@@ -76,7 +76,10 @@ class Outcome:
         if not self._done:
             self._asyncio_future_blocking = True
             yield self
-        return self.result()
+        try:
+            return self.result()
+        finally:
+            del self  # as in ``result``
 
     def _tell(self, callback: Callback, context: Context | None) -> None:
         if context is not None:

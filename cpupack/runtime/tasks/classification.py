@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .base import Labels, label_of
-from .scores import softmax
+from .scores import best_first, softmax
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,12 @@ class Prediction:
 def top(scores: npt.NDArray[np.float32], top_k: int, labels: Labels, meaning: str = "logits") -> list[Prediction]:
     """Return the ``top_k`` most probable classes of one row of scores, which are ``logits`` or ``probabilities``."""
     chances = softmax(scores) if meaning == "logits" else scores.astype(np.float64)
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [Prediction(label_of(labels, i), int(i), float(chances[i])) for i in order]
+    return [Prediction(label_of(labels, i), i, float(chances[i])) for i in best_first(scores, top_k).tolist()]
 
 
 def to_dicts(found: Sequence[Prediction]) -> list[dict[str, Any]]:
     """Return predictions as JSON-ready values."""
-    return [dataclasses.asdict(one) for one in found]
+    return [{"label": one.label, "index": one.index, "probability": one.probability} for one in found]
 
 
 def text(found: Sequence[Prediction], *, named: bool) -> str:

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .base import Outputs, Shapes, in_words, only
 from .of_text import tokens_of
-from .scores import softmax
+from .scores import best_first, softmax
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,7 +67,7 @@ class FillPresenter:
             if token != self.mask:
                 continue
             chances = softmax(scores[first + number])
-            best = np.argsort(-chances, kind="stable")[:_BEST].tolist()
+            best = best_first(chances, _BEST).tolist()
             gaps.append(tuple(Guess(self.decode([each]), each, float(chances[each])) for each in best))
         return Filled(tuple(gaps))
 

@@ -28,3 +28,17 @@ def sigmoid(logits: Floats) -> npt.NDArray[np.float64]:
 def probabilities(scores: Floats, meaning: str) -> npt.NDArray[np.float64]:
     """Return each score as a probability of its own: sigmoid of ``logits``; ``probabilities`` stay as they are."""
     return sigmoid(scores) if meaning == "logits" else np.asarray(scores, np.float64)
+
+
+def best_first(scores: Floats, count: int) -> npt.NDArray[np.intp]:
+    """Return the indices of the ``count`` highest of one row of scores, the first of equal ones first.
+
+    All where there are not so many. Only those are sorted: of 1000 scores all would take four times as long.
+    """
+    low = -scores
+    if 4 * count < len(low):
+        bound = np.partition(low, count - 1)[count - 1]
+        if not np.isnan(bound):
+            found = np.flatnonzero(low <= bound)
+            return found[np.argsort(low[found], kind="stable")[:count]]
+    return np.argsort(low, kind="stable")[:count]
