@@ -96,9 +96,8 @@ def test_what_is_known_to_be_late_would_be_refused() -> None:
             refusal = one.peek(each, now_s)
             refused += refusal is not None
             assert (one.offer([each], now_s) is None) == (refusal is None)
-
-    assert known > 2 * refused > 0
-    assert wrong <= 0.01 * known  # a smaller call, in which it were in time, is worthwhile with one that slow
+    assert known > 3 * refused > 0
+    assert wrong <= 0.02 * known  # a smaller call, in which it were in time, is worthwhile with one that slow
 
 
 @pytest.mark.parametrize("load", [0.5, 1.0, 2.0, 5.0])

@@ -66,9 +66,9 @@ class Taken:
 class _Bar:
     """What all later requests must reach while ``line`` waits: with the same time to their deadline, or more of it.
 
-    None that takes ``prepare_s`` to decode, or longer, is taken to end before ``finish_s``. Smaller calls are
-    worthwhile with those that take much longer, so one in a hundred could. None ends before ``least_s``, decoded as
-    fast as can be.
+    One that takes ``prepare_s`` to decode, or longer, would end at ``finish_s`` at the earliest, and one that takes no
+    time at ``least_s``. What is between is taken to be on a line: smaller calls are worthwhile with those that take
+    longer, so it may be a little less.
     """
 
     line: Line
@@ -76,6 +76,12 @@ class _Bar:
     prepare_s: float
     least_s: float
     finish_s: float
+
+    def finish_with_s(self, prepare_s: float) -> float:
+        """Return when one would end that takes ``prepare_s`` to decode."""
+        if prepare_s >= self.prepare_s:
+            return self.finish_s
+        return self.least_s + (self.finish_s - self.least_s) * prepare_s / self.prepare_s
 
 
 @dataclass
@@ -162,13 +168,14 @@ class Scheduler:
         bar, queue = self._bar, self._queue
         if bar is None or bar.line is not self._line or not queue or now_s >= bar.line.expected_s:
             return None
-        if deadline_s >= (bar.finish_s if prepare_s >= bar.prepare_s else bar.least_s):
+        finish_s = bar.finish_with_s(prepare_s)
+        if deadline_s >= finish_s:
             return None
         if deadline_s - arrived_s < bar.budget_s - _ROUNDING_S or priority < queue[-1][0]:
             return None
         if priority == queue[-1][0] and deadline_s < queue[-1][1]:
             return None
-        return Refusal(DEADLINE, bar.finish_s - deadline_s)
+        return Refusal(DEADLINE, finish_s - deadline_s)
 
     def wake(self) -> int | None:
         """Return a parked instance for which there is work, None without one. It is then no longer parked."""
