@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,6 +60,106 @@ class Modulated(nn.Module):
         return self.last(found.view(batch, 4 * self.groups, *found.shape[2:]))
 
 
+class ModulatedByChannel(nn.Module):
+    """A filter for each channel, times a gain of each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.weight = nn.Linear(3, 3), nn.Parameter(random(3, 1, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        filters = self.weight * self.gain(x.mean((2, 3))).view(batch, channels, 1, 1, 1)
+        found = F.conv2d(x.reshape(1, -1, height, width), filters.flatten(0, 1), groups=batch * channels, padding=1)
+        return found.view(batch, channels, height, width)
+
+
+def _styled(net: Net, x: torch.Tensor, modulate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Convolve with filters ``(batch, outputs, inputs, ...)`` that are made of ``net.weight`` and a style."""
+    style, x = net.style(x.flatten(2).mean(2)), net.first(x)
+    filters = modulate(net.weight, style)
+    batch, _, *sizes = x.shape
+    rows = filters.reshape(batch * filters.shape[1], *filters.shape[2:])
+    convolve = F.conv2d if len(sizes) == 2 else F.conv1d
+    found = convolve(x.reshape(1, -1, *sizes), rows, padding="same", groups=batch)
+    return net.last(found.reshape(batch, -1, *sizes).flatten(2).mean(2))
+
+
+def _demodulated(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:  # rosinality's StyleGAN2
+    filters = 0.2 * weight * style.view(-1, 1, 6, 1, 1)
+    demod = torch.rsqrt(filters.pow(2).sum([2, 3, 4]) + 1e-8)
+    return filters * demod.view(-1, 4, 1, 1, 1)
+
+
+def _added_one(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:  # lucidrains'
+    filters = weight[0][None] * (style[:, None, :, None, None] + 1)
+    return filters * torch.rsqrt((filters**2).sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
+
+
+def _divided(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    filters = style[:, None, :, None, None] * weight / 3.0
+    return filters / torch.sqrt((filters * filters).sum((-1, -2, -3), keepdim=True) + 1e-8)
+
+
+def _only_scaled(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:  # as the layer to RGB has it
+    return weight * style.view(-1, 1, 6, 1, 1)
+
+
+def _of_a_sequence(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    filters = weight[..., 0] * style.view(-1, 1, 6, 1)
+    return filters * torch.rsqrt(filters.square().sum((2, 3), keepdim=True) + 1e-8)
+
+
+def _mixed_by_input(weight: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    """No factors of outputs and inputs: each filter has its own, which nothing can be taken out of."""
+    return weight * style.view(-1, 1, 6, 1, 1) + style.view(-1, 1, 6, 1, 1)
+
+
+STYLES = (_demodulated, _added_one, _divided, _only_scaled, _of_a_sequence)
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda each: each.__name__.strip("_"))
+def test_modulated_filters_are_constant_ones_and_factors(style: Callable[..., torch.Tensor]) -> None:
+    sequence = style is _of_a_sequence
+    first = nn.Conv1d(3, 6, 1) if sequence else nn.Conv2d(3, 6, 1)
+    net = Net(
+        lambda net, x: _styled(net, x, style), style=nn.Linear(3, 6), first=first, weight=random(1, 4, 6, 3, 3),
+        last=nn.Linear(4, 2),
+    )  # fmt: skip
+    found = captured(net, (3, 12) if sequence else (3, 8, 9))
+    convs = [each for each in found.modules() if isinstance(each, nn.Conv1d | nn.Conv2d)]
+    assert len(convs) == 2
+    assert "matmul" not in kinds(found)
+    shapes = [node.meta["shape"] for node in found.graph.nodes if "shape" in node.meta]
+    whole = [each for each in shapes if len(each) == (4 if sequence else 5) and math.prod(each[1:]) > 6]
+    assert not whole  # of the filters of a sample not even the norm is computed from all
+
+
+def test_filters_with_a_summand_of_each_sample_are_products() -> None:
+    net = Net(
+        lambda net, x: _styled(net, x, _mixed_by_input), style=nn.Linear(3, 6), first=nn.Conv2d(3, 6, 1),
+        weight=random(1, 4, 6, 3, 3), last=nn.Linear(4, 2),
+    )  # fmt: skip
+    assert "matmul" in kinds(captured(net, (3, 8, 9)))
+
+
+def test_a_style_may_scale_images_before_a_layer_and_the_norm_of_its_filters_after_it() -> None:
+    """As NVIDIA's code does without its own kernels: the filters of each sample are made for their norm alone."""
+
+    def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
+        style, x = net.style(x.mean((2, 3))), net.first(x)
+        filters = net.weight * style.reshape(-1, 1, 6, 1, 1)
+        demod = (filters.square().sum(dim=[2, 3, 4]) + 1e-8).rsqrt()
+        x = F.conv2d(x * style[:, :, None, None], net.weight[0], padding=1)
+        return net.last(x * demod[:, :, None, None])
+
+    net = Net(
+        forward, style=nn.Linear(3, 6), first=nn.Conv2d(3, 6, 1), weight=random(1, 4, 6, 3, 3), last=nn.Conv2d(4, 2, 1)
+    )
+    ranks = {len(node.meta["shape"]) for node in captured(net, (3, 8, 9)).graph.nodes if "shape" in node.meta}
+    assert 5 not in ranks
+
+
 class Sought(nn.Module):
     """A template of each sample is looked for in it: channel by channel, or in all of them together (SiamFC)."""
 
@@ -82,8 +185,9 @@ NETS = {
     "same": Mixed((3, 5), padding="same", dilation=(1, 2)),
     "one pixel": Mixed((1, 1), groups=4, padding="valid"),
     "sequence": Mixed((3,), groups=2, padding=2, stride=2),
-    "modulated": Modulated(stride=2),
+    "modulated": Modulated(stride=2, padding=1, output_padding=1),
     "modulated in groups": Modulated(groups=2, stride=(2, 1), padding=1, output_padding=(1, 0)),
+    "modulated by channel": ModulatedByChannel(),
     "by channel": Sought(by_channel=True),
     "together": Sought(by_channel=False),
 }
@@ -93,7 +197,7 @@ NETS = {
 def test_filters_of_each_sample_are_products_for_any_batch(name: str) -> None:
     net = NETS[name]
     found = kinds(captured(net, (3, 12) if name == "sequence" else (3, 8, 9)))
-    assert ("matmul" in found) != isinstance(net, Mixed)
+    assert ("matmul" in found) == (name in ("modulated in groups", "by channel", "together"))
     assert not [each for each in found if "conv" in each and not each[0].isupper()]
 
 

@@ -24,6 +24,7 @@ from cpupack.stages.capture.raising import (
     joined_batches,
     laid_out,
     layers,
+    modulated,
     picks,
     places,
     pools,
@@ -68,6 +69,7 @@ _HANDLERS: dict[str, Handler] = {
     "max_pool2d_with_indices": unpooled.max_pool(
         pools.HANDLERS["max_pool2d_with_indices"], pools.HANDLERS["max_pool2d"]
     ),
+    "sum": modulated.sum_of_squares(pools.HANDLERS["sum"]),
     "slice": joined_batches.slices(shapes.HANDLERS["slice"]),
     "gather": picks.gather, "index": places.index(picks.index(shapes.HANDLERS["index"])),
     "max": picks.extreme(pools.HANDLERS["max"], torch.ops.aten.argmax.default),

@@ -2,8 +2,9 @@
 
 Mixed filters (CondConv, dynamic convolution), modulated ones (StyleGAN2), templates that are looked for (SiamFC): a
 plain number of groups would hold for one batch size alone. Filters that are mixed of a few constant ones become
-convolutions with each of these, whose results are mixed: the sum is the same, and they run in INT8. Others become
-products of each sample's filters with its windows.
+convolutions with each of these, whose results are mixed: the sum is the same, and they run in INT8. Filters that are
+constant ones times factors become a convolution with the constant ones, whose input and result are multiplied. Others
+become products of each sample's filters with its windows.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from torch import fx, nn
 from cpupack.errors import ModelError
 from cpupack.graph.vocabulary import UNFOLD
 from cpupack.stages.capture.lines import line_of, scope_of
+from cpupack.stages.capture.raising.modulated import Modulated, factor, modulated
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, name_of, numbers
 from cpupack.stages.capture.raising.shapes import reshaped
 from cpupack.stages.capture.raising.written_out import put_back
 
 Handler = Callable[[Raiser, dict[str, Any]], fx.Node]
 _CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d)
+_TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 _MOST_MIXED = 8
 """Filters of a mixture: with more of them, INT8 is no faster than FP32 with the mixed ones."""
 _VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "contiguous", "clone", "alias")
@@ -51,7 +54,12 @@ def by_sample(otherwise: Handler, *, transposed: bool = False) -> Handler:
         if not isinstance(a["groups"], fx.Node) or a["groups"] in r.known:
             return otherwise(r, a)
         try:
-            if transposed or a.get("transposed", False):
+            turned = transposed or a.get("transposed", False)
+            if (found := modulated(r, a["weight"], len(r.shape(a["weight"])) + 1)) is not None:
+                own = _filters(r, a, joined=0 if turned else 1)
+                if (own.groups == 1 or not found.second.nodes) and len(r.shape()) < 5:
+                    return _modulated(r, a, own, found, transposed=turned)
+            if turned:
                 return _put_together(r, a)
             mixture = _mixture(r, a["weight"])
             return _convolved(r, a) if mixture is None else _mixed(r, a, *mixture)
@@ -95,20 +103,8 @@ def _mixed(r: Raiser, a: dict[str, Any], shares: fx.Node, filters: torch.Tensor,
     spatial, kernel = len(sizes), r.shape(a["weight"])[2:]
     if spatial > 2:
         raise NotRaised
-    x = _images(r, a["input"])
-    if spatial == 1:
-        x = r.call(torch.reshape, x, (-1, own.groups * own.inputs, *r.shape(a["input"])[2:]))
-    padding = a["padding"]
-    if isinstance(padding, str):
-        pads = _padding(padding, own, spatial)
-        x, padding = r.call(F.pad, x, list(pads[: 2 * spatial]), "constant", 0.0, word="pad"), 0
-    conv = _CONVS[spatial - 1](
-        own.groups * own.inputs, own.groups * count * own.outputs, tuple(kernel), numbers(a["stride"], spatial),
-        numbers(padding, spatial), numbers(a["dilation"], spatial), own.groups, bias=False, device="meta",
-    )  # fmt: skip
     by_group = filters.reshape(count, own.groups, own.outputs, own.inputs, *kernel).transpose(0, 1)
-    conv.weight = nn.Parameter(by_group.reshape(conv.weight.shape).contiguous(), requires_grad=False)
-    found = r.module(conv, x, word=_word(r), owner=name)
+    found = _layer(r, a, own, _samples(r, a, own), by_group.flatten(0, 2), name)
     # The values of an output channel lie side by side, so outputs and rows may be one dimension.
     rest = (own.outputs * math.prod(sizes[:-1]), sizes[-1])
     front = (own.groups,) if own.groups > 1 else ()
@@ -116,6 +112,49 @@ def _mixed(r: Raiser, a: dict[str, Any], shares: fx.Node, filters: torch.Tensor,
     share = r.call(torch.reshape, shares, (-1, *[1] * len(front), count, 1, 1))
     total = r.call(torch.sum, r.call(torch.mul, apart, share), (1 + len(front),), False)
     return _finished(r, a, total, own.groups * own.outputs)
+
+
+def _modulated(r: Raiser, a: dict[str, Any], own: _Filters, found: Modulated, *, transposed: bool) -> fx.Node:
+    """A convolution with constant filters; the factors of inputs go before it, those of outputs behind it."""
+    spatial = len(r.shape()) - 2
+    before, behind = (found.first, found.second) if transposed else (found.second, found.first)
+    x = _samples(r, a, own)
+    if (scale := factor(r, before, spatial)) is not None:
+        x = r.call(torch.mul, x, scale)
+    if transposed:
+        conv = _TRANSPOSED[spatial - 1](
+            own.groups * own.inputs, own.groups * own.outputs, tuple(found.filters.shape[2:]),
+            numbers(a["stride"], spatial), numbers(a["padding"], spatial), numbers(a["output_padding"], spatial),
+            own.groups, bias=False,
+            dilation=numbers(a["dilation"], spatial), device="meta",
+        )  # fmt: skip
+        conv.weight = nn.Parameter(found.filters, requires_grad=False)
+        y = r.module(conv, x, word=_word(r), owner=found.name)
+    else:
+        y = _layer(r, a, own, x, found.filters, found.name)
+    if (scale := factor(r, behind, spatial)) is not None:
+        y = r.call(torch.mul, y, scale)
+    return _finished(r, a, y, own.groups * own.outputs)
+
+
+def _samples(r: Raiser, a: dict[str, Any], own: _Filters) -> fx.Node:
+    """Return the input as that of a layer, ``(batch, channels, ...)``."""
+    x, sizes = _images(r, a["input"]), r.shape(a["input"])[2:]
+    return r.call(torch.reshape, x, (-1, own.groups * own.inputs, *sizes)) if len(sizes) == 1 else x
+
+
+def _layer(r: Raiser, a: dict[str, Any], own: _Filters, x: fx.Node, weight: torch.Tensor, name: str) -> fx.Node:
+    """A convolution with constant filters in each sample's groups."""
+    padding, spatial = a["padding"], len(r.shape()) - 2
+    if isinstance(padding, str):
+        pads = _padding(padding, own, spatial)
+        x, padding = r.call(F.pad, x, list(pads[: 2 * spatial]), "constant", 0.0, word="pad"), 0
+    conv = _CONVS[spatial - 1](
+        own.groups * own.inputs, len(weight), tuple(weight.shape[2:]), numbers(a["stride"], spatial),
+        numbers(padding, spatial), numbers(a["dilation"], spatial), own.groups, bias=False, device="meta",
+    )  # fmt: skip
+    conv.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    return r.module(conv, x, word=_word(r), owner=name)
 
 
 def _convolved(r: Raiser, a: dict[str, Any]) -> fx.Node:
