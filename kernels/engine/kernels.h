@@ -86,6 +86,8 @@ static inline int sees_images(const struct cpupack_layer *spec) {
 static inline int reads_two(const struct cpupack_layer *spec) {
     if (spec->op == OP_FLOAT_MAP || spec->op == OP_FLOAT_MATMUL || spec->op == OP_FLOAT_ATTENTION)
         return spec->input2 >= 0 && !(spec->flags & FLAG_CONSTANT);
+    if (spec->op == OP_FLOAT_REDUCE || spec->op == OP_QUANTIZE)
+        return spec->input2 >= 0;
     if (spec->op == OP_FLOAT_PUT)
         return !(spec->flags & FLAG_CONSTANT);
     if (spec->op == OP_RECURRENT)

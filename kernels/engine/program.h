@@ -34,11 +34,12 @@ enum cpupack_op {
     OP_RESAMPLE = 14, /* weighted sums over windows that differ from place to place */
     /* In FP32. Each has a cpupack_walk at `weights`, but OP_DEQUANTIZE, OP_FLOAT_INPUT and those with another struct.
      */
-    OP_FLOAT_INPUT = 15, /* channels_out of the caller's float32 values, from channel_offset on */
-    OP_DEQUANTIZE = 16,  /* a buffer's codes as values, in the order of its bytes without the border */
-    OP_QUANTIZE = 17,    /* values as codes; the walk's last three sizes are height, width and channels */
-    OP_FLOAT_MAP = 18,   /* functions of one value or of two, value by value; any order of either */
-    OP_FLOAT_REDUCE = 19,
+    OP_FLOAT_INPUT = 15,  /* channels_out of the caller's float32 values, from channel_offset on */
+    OP_DEQUANTIZE = 16,   /* a buffer's codes as values, in the order of its bytes without the border */
+    OP_QUANTIZE = 17,     /* values as codes; the walk's last three sizes are height, width and channels. With a second
+                             buffer: times a factor of each channel there, plus a term `runs` values after it */
+    OP_FLOAT_MAP = 18,    /* functions of one value or of two, value by value; any order of either */
+    OP_FLOAT_REDUCE = 19, /* with a second buffer and REDUCTION_ACROSS, what is there for a row is subtracted first */
     OP_FLOAT_NORMALIZE = 20, /* a softmax, a LayerNorm and its like, or a running sum */
     OP_FLOAT_MATMUL = 21,    /* the walk's last three sizes are rows, columns and the length of the sums */
     OP_FLOAT_WINDOWS = 22,   /* a convolution, or a pool */

@@ -114,6 +114,17 @@ static int reduction_fits(const struct cpupack_walk *walk, int64_t values, int64
     return !across || ((walk->in_steps[last] == 1 && walk->out_steps[last] == 1) || walk->sizes[last] == 1);
 }
 
+/* What is subtracted: one value for each of the kept sizes, of which the last one's lie side by side. */
+static int middle_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
+    struct cpupack_walk kept = *walk;
+    const int last = DIMENSIONS - 1;
+    if (walk->kind < REDUCTION_ACROSS || (walk->in2_steps[last] != 1 && walk->sizes[last] != 1))
+        return 0;
+    for (int i = walk->kept; i < last; i++)
+        kept.in2_steps[i] = 0;
+    return second_fits(layer, &kept);
+}
+
 /* The kept sizes of a reduction's result: all but those of a row, whose steps say nothing. */
 static int reduced_out_fits(const struct cpupack_walk *walk, int64_t values) {
     struct cpupack_walk kept = *walk;
@@ -200,6 +211,11 @@ static int lookup_fits(const struct float_layer *layer, const struct cpupack_wal
 static int quantize_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
     const int32_t *sizes = walk->sizes + DIMENSIONS - 3;
     const struct cpupack_buffer *out = layer->out;
+    if (layer->in2 != NULL) { /* factors, and terms `runs` values after them */
+        const int64_t after = (int64_t)walk->in2_first + sizes[2];
+        if (walk->in2_first < 0 || layer->spec->runs < 0 || after + layer->spec->runs > bytes_of(layer->in2) / 4)
+            return 0;
+    }
     return product(walk->sizes, DIMENSIONS - 3) == 1 && sizes[0] == (int64_t)out->frames * out->height &&
            sizes[1] == out->width && layer->spec->channel_offset >= 0 &&
            (int64_t)layer->spec->channel_offset + sizes[2] <= out->channels && in_fits(walk, bytes_of(layer->in) / 4);
@@ -332,7 +348,8 @@ int float_layer_fits(const struct float_layer *layer) {
         return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) &&
                map_fits(layer, &walk);
     case OP_FLOAT_REDUCE:
-        return reduction_fits(&walk, values, given) && reduced_out_fits(&walk, values) && in_fits(&walk, given);
+        return reduction_fits(&walk, values, given) && reduced_out_fits(&walk, values) && in_fits(&walk, given) &&
+               (layer->in2 == NULL || middle_fits(layer, &walk));
     case OP_FLOAT_NORMALIZE:
         return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) &&
                norm_fits(layer, &walk);

@@ -278,6 +278,35 @@ def codes(channels: int) -> Net:
     return net
 
 
+def scaled_codes(channels: int, width: int = 5) -> Net:
+    """Values times a factor of their channel plus a term, to codes: whole, and into another order of rows."""
+    net = Net(np.concatenate([normal(2, 3 * width * channels, scale=40.0), normal(2, 3 * channels, seed=2)], 1))
+    size = 3 * width * channels
+    (taken, x), (given, pair) = net.view((3, width, channels)), net.view((3, channels), size)
+    scaled = View(given.buffer, (2, channels), (channels, 1), given.first + channels)
+    factor, term = (np.broadcast_to(pair[:, place, None, None], x.shape) for place in (1, 2))
+    expected = of_values.fma(x, factor, term)
+    for order in ((0, 1, 2), (1, 0, 2)):
+        each, values = taken.permuted(order), expected.transpose(0, *(i + 1 for i in order))
+        height, width, depth = each.shape
+        number = net.program.add_buffer(Buffer(height, width, depth, 0.31, 17, halo=(1, 2), fill=9))
+        net.floats.quantize(each, number, scaled)
+        rounded = np.clip(np.rint(of_values.fma(values, np.float32(1.0 / 0.31), np.float32(17))), 0, 255)
+        net.result(net.floats.dequantize(number), (rounded.astype(np.float32) - np.float32(17)) * np.float32(0.31))
+    return net
+
+
+def sums_less_a_mean(length: int, channels: int) -> Net:
+    """Reductions of differences to a value for each channel: of channels side by side, and of others."""
+    net = Net(np.concatenate([normal(2, 3 * length * channels), normal(2, 3 * channels, seed=5)], 1))
+    (view, x), (given, less) = net.view((3, length, channels)), net.view((3, 1, channels), 3 * length * channels)
+    rows = (x - less).transpose(0, 1, 3, 2)
+    for kind in (Reduction.SUM, Reduction.SQUARES, Reduction.MAXIMUM):
+        found = net.floats.reduce(view, (1,), kind, scale=0.5, less=given)
+        net.result(found, (reference.reduce_across if channels >= 8 else reference.reduce)(rows, kind, 0.5))
+    return net
+
+
 def same_bytes(found: Array, expected: Array) -> None:
     """Compare values bit by bit; what is no number may be any of those."""
     differ = (found.view(np.uint32) != expected.view(np.uint32)) & ~(np.isnan(found) & np.isnan(expected))

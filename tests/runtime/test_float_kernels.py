@@ -34,8 +34,10 @@ from helpers.float_nets import (
     products,
     reductions,
     same_bytes,
+    scaled_codes,
     softmax_extremes,
     softmaxes_of_few,
+    sums_less_a_mean,
     windows_that_overlap,
 )
 from helpers.place_nets import orders_of_rows, picks, puts, sampled
@@ -129,6 +131,10 @@ NETS: dict[str, Callable[[], Net]] = {
     "regions of one sample": lambda: regions(1, 1, cells=(1, 2)),
     "codes": lambda: codes(7),
     "codes of many channels": lambda: codes(300),
+    **{f"scaled codes of {n} channels": lambda n=n: scaled_codes(n) for n in (1, 7, 64, 130, 300)},
+    "scaled codes of wide rows": lambda: scaled_codes(24, width=41),
+    **{f"sums of {n} less a mean": lambda n=n: sums_less_a_mean(n, 37) for n in (1, 300)},
+    "sums of few channels less a mean": lambda: sums_less_a_mean(30, 5),
 }  # fmt: skip
 
 

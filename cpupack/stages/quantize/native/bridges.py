@@ -12,11 +12,23 @@ from cpupack.graph.names import core
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of
 from cpupack.stages.quantize.native.floats import Operand
+from cpupack.stages.quantize.native.functions import activation_of
 from cpupack.stages.quantize.native.program import Size
-from cpupack.stages.quantize.native.values import Value, channels_last, image_layout, order_of, rows_layout, value_of
+from cpupack.stages.quantize.native.values import (
+    MOST_FRAMES,
+    Value,
+    channels_last,
+    image_layout,
+    order_of,
+    rows_layout,
+    value_of,
+)
 from cpupack.stages.quantize.native.walks import View
 
 _BY_IMAGE = (nn.Conv1d, nn.ConvTranspose1d, nn.MaxPool1d, nn.AvgPool1d, nn.BatchNorm1d)
+_BY_VIDEO = (
+    nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.BatchNorm3d
+)  # fmt: skip
 
 
 def as_floats(b: Builder, node: fx.Node, reader: fx.Node) -> Operand:
@@ -46,10 +58,7 @@ def _of_codes(b: Builder, value: Value, shape: tuple[int, ...]) -> View:
 def as_codes(b: Builder, node: fx.Node) -> Value:
     """Return a call's float32 result as codes, in the range of its calibration."""
     view = b.floats.view(b.floats.values[node])
-    shape = tuple(shape_of(node)[1:])
-    readers = [type(core(b.calls.module(each) or nn.Identity())) for each in node.users]
-    by_rows = any(each is nn.Linear for each in readers)
-    image = not by_rows and (len(shape) == 3 or (len(shape) == 2 and any(each in _BY_IMAGE for each in readers)))
+    shape, image = tuple(shape_of(node)[1:]), is_image(b, node)
     layout = image_layout(shape) if image else rows_layout(shape)
     number = b.add_buffer(layout, b.limits(node))
     buffer = b.buffer(number)
@@ -60,11 +69,40 @@ def as_codes(b: Builder, node: fx.Node) -> Value:
     return value
 
 
+def is_image(b: Builder, node: fx.Node) -> bool:
+    """Whether the kernels that read a call's codes take them as an image, or channels first: a sequence, a video."""
+    shape, readers = shape_of(node)[1:], _readers(b, node)
+    if any(each is nn.Linear for each in readers):
+        return False
+    if len(shape) == 4:
+        return shape[1] <= MOST_FRAMES and any(each in _BY_VIDEO for each in readers)
+    return len(shape) == 3 or (len(shape) == 2 and any(each in _BY_IMAGE for each in readers))
+
+
+def _readers(b: Builder, node: fx.Node) -> list[type]:
+    """Return what reads a call's result; in place of activations, what reads theirs."""
+    found: list[type] = []
+    for each in node.users:
+        inner = activation_of(b.calls.graph, each) is not None
+        found += _readers(b, each) if inner else [type(core(b.calls.module(each) or nn.Identity()))]
+    return found
+
+
+def image_view(b: Builder, view: View) -> View:
+    """Return ``(channels, [[frames,] height,] width)`` as ``(height of all frames, width, channels)``."""
+    if len(view.shape) == 4:
+        channels, frames, height, width = view.shape
+        if frames > 1 and view.steps[1] != height * view.steps[2]:
+            view = b.floats.side_by_side(view.permuted((1, 2, 3, 0))).permuted((3, 0, 1, 2))
+        return View(view.buffer, (frames * height, width, channels), (*view.steps[2:], view.steps[0]), view.first)
+    lead = View(view.buffer, (1, *view.shape), (0, *view.steps), view.first) if len(view.shape) == 2 else view
+    return lead.permuted((1, 2, 0)) if len(view.shape) == 3 else lead.permuted((0, 2, 1))
+
+
 def _in_layout(b: Builder, view: View, layout: Size, *, image: bool) -> View:
     """Return a view as ``(height, width, channels)`` of a buffer."""
     if image:
-        lead = View(view.buffer, (1, *view.shape), (0, *view.steps), view.first) if len(view.shape) == 2 else view
-        return lead.permuted((1, 2, 0)) if len(view.shape) == 3 else lead.permuted((0, 2, 1))
+        return image_view(b, view)
     height, width, channels, _ = layout
     if len(view.shape) == 3 and view.shape[:2] == (height, width):
         return view

@@ -16,6 +16,7 @@ from cpupack.stages.quantize.native.boxes import BOXES
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, parts_of, shape_of
+from cpupack.stages.quantize.native.channel_norms import norm_to_codes
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_functions import OF_TWO, instructions_of
 from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, max_pool_of_volumes, with_weights
@@ -84,6 +85,8 @@ def lower_float(b: Builder, node: fx.Node) -> None:
             b.floats.values[node], kernel = _binary(b, node), "map"
         elif target is F.scaled_dot_product_attention:
             b.floats.values[node], kernel = _attention(b, node)
+        elif norm_to_codes(b, node):
+            kernel = ""
         elif target in _LOWERED_BY:
             make, kernel = _LOWERED_BY[target]
             b.floats.values[node] = make(b, node)

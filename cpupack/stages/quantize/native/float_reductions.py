@@ -12,14 +12,13 @@ from torch import fx, nn
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
+from cpupack.stages.quantize.native.channel_norms import groups_of, scaled_by_channels
 from cpupack.stages.quantize.native.float_resampling import adaptive_average
 from cpupack.stages.quantize.native.row_codes import RowNorm
 from cpupack.stages.quantize.native.row_moves import leads_to_rows
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View
 
 _ATEN = torch.ops.aten
-_SIDE_BY_SIDE = 16
-"""From so many channels on that lie side by side, norms of one channel each, or of all, go by sums of each channel."""
 
 
 def _axes(b: Builder, node: fx.Node, given: Any) -> tuple[int, ...]:
@@ -111,14 +110,11 @@ def _layer_norm(b: Builder, node: fx.Node) -> View:
 
 def _group_norm(b: Builder, node: fx.Node) -> View:
     module: Any = b.calls.module(node)
+    if (scaled := scaled_by_channels(b, node)) is not None:
+        return scaled.values(b)
     view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
     channels, rest = view.shape[0], len(view.shape) - 1
-    groups = module.num_groups if isinstance(module, nn.GroupNorm) else channels
-    if not isinstance(module, nn.GroupNorm) and module.track_running_stats:
-        raise b.calls.refusal(node, "with running statistics")
-    # A group of some of the channels is in no line: the general norm would read a few values at a time.
-    if view.steps[0] == 1 and rest and (channels >= _SIDE_BY_SIDE or 1 < groups < channels):
-        return _norm_of_channels(b, view, groups, module)
+    groups = groups_of(module, channels)
     last = view.permuted((*range(1, rest + 1), 0)).of_last(groups, channels // groups)
     split = last.permuted((rest, rest + 1, *range(rest)))
     shape = (groups, channels // groups, *[1] * rest)
@@ -131,43 +127,6 @@ def _group_norm(b: Builder, node: fx.Node) -> View:
     # The result lies in memory as the operand does, so its channels have one step.
     step = found.steps[1] if channels > groups else found.steps[0]
     return View(found.buffer, view.shape, (step, *found.steps[2:]), found.first)
-
-
-def _norm_of_channels(b: Builder, view: View, groups: int, module: Any) -> View:
-    """Append a norm of groups whose channels lie side by side: sums of each channel first, then those of its group.
-
-    How many values a group has is a sum too, so the layers are the same for images of any size.
-    """
-    floats, channels, per_group = b.floats, view.shape[0], view.shape[0] // groups
-    places, ones = tuple(range(1, len(view.shape))), (1,) * len(view.shape)
-    each = floats.map(floats.new((1, *view.shape[1:])), Fixed(torch.full(ones, float(per_group))))
-    values = floats.reduce(each, places, Reduction.SUM)
-    count = View(values.buffer, ones, (0,) * len(ones), values.first)
-
-    def mean_of_group(sums: View) -> View:
-        """Return for each channel the mean of its group."""
-        if per_group > 1:
-            total = floats.reduce(sums.of_last(groups, per_group), (1,), Reduction.SUM)
-            columns = View(total.buffer, (groups, 1), (*total.steps, 0), total.first)
-            sums = floats.map(floats.new((groups, per_group)), columns)
-        of_channels = View(sums.buffer, (channels, *ones[1:]), (1, *(0 for _ in places)), sums.first)
-        return floats.map(floats.new(of_channels.shape), of_channels, count, [Instruction(Function.DIVIDE)])
-
-    mean = mean_of_group(floats.reduce(view, places, Reduction.SUM))
-    found = floats.map(floats.like(view), view, mean, [Instruction(Function.SUBTRACT)])
-    variance = mean_of_group(floats.reduce(found, places, Reduction.SQUARES))
-    code = [
-        Instruction(Function.ADD_NUMBER, number=module.eps), Instruction(Function.ROOT),
-        Instruction(Function.DIVIDE_NUMBER, number=1.0),
-    ]  # fmt: skip
-    weight, bias = (
-        None if each is None else Fixed(each.detach().reshape(-1, *ones[1:])) for each in (module.weight, module.bias)
-    )
-    if weight is not None:
-        code.append(Instruction(Function.MULTIPLY))
-    factor = floats.map(floats.new(variance.shape), variance, weight, code)
-    floats.map(found, found, factor, [Instruction(Function.MULTIPLY)])
-    return found if bias is None else floats.map(found, found, bias, [Instruction(Function.ADD)])
 
 
 def _sum_pooling(b: Builder, node: fx.Node) -> View:

@@ -117,8 +117,13 @@ class Floats:
         self._append(Op.FLOAT_MAP, out, first, number, {"weights": walk, **constants}, flags=flags)
         return out
 
-    def reduce(self, operand: Operand, axes: Sequence[int], kind: Reduction, *, scale: float = 1.0) -> View:
-        """Append a reduction over dimensions; they are left out of the result."""
+    def reduce(
+        self, operand: Operand, axes: Sequence[int], kind: Reduction, *, scale: float = 1.0, less: View | None = None
+    ) -> View:
+        """Append a reduction over dimensions; they are left out of the result.
+
+        ``less`` has the operand's dimensions, those that are left out of size one. It is subtracted from the values.
+        """
         view = self.view(operand)
         if any(step == 0 and size > 1 for size, step in zip(view.shape, view.steps, strict=True)):
             view = self.map(self.new(view.shape), view)  # repeated values: the engine reads each once
@@ -129,16 +134,23 @@ class Floats:
         row = list(axes) if places else sorted(axes, key=lambda axis: (-abs(view.steps[axis]), axis))
         out_steps = dict(zip([a for a in range(len(view.shape)) if a not in axes], out.steps, strict=True))
         inner = kept[-1] if kept else -1
-        if not places and inner >= 0 and view.steps[inner] == 1 == out_steps[inner] and view.shape[inner] >= _LANES:
+        beside = inner >= 0 and view.steps[inner] == 1 == out_steps[inner]
+        across = not places and beside and view.shape[inner] >= _LANES
+        if less is not None and (not across or less.steps[inner] != 1):
+            found = self.map(self.like(view), view, less, [Instruction(Function.SUBTRACT)])
+            return self.reduce(found, axes, kind, scale=scale)
+        firsts = [out.first, view.first] + ([] if less is None else [less.first])
+        if across:
             groups = [
-                merged(*_of(view, out_steps, kept[:-1])), merged(*_of(view, out_steps, row)),
-                ([view.shape[inner]], [[1], [1]]),
+                merged(*_of(view, out_steps, kept[:-1], less)), merged(*_of(view, out_steps, row, less)),
+                ([view.shape[inner]], [[1], [1], [1]]),
             ]  # fmt: skip
-            walk = walk_of(groups, [out.first, view.first], kind=kind + Reduction.ACROSS, row=1)
+            walk = walk_of(groups, firsts, kind=kind + Reduction.ACROSS, row=1)
         else:
             groups = [merged(*_of(view, out_steps, kept)), merged(*_of(view, out_steps, row))]
-            walk = walk_of(groups, [out.first, view.first], kind=kind)
-        self._append(Op.FLOAT_REDUCE, out, view, -1, {"weights": walk}, {"scale": scale})
+            walk = walk_of(groups, firsts, kind=kind)
+        number = -1 if less is None else _number(less)
+        self._append(Op.FLOAT_REDUCE, out, view, number, {"weights": walk}, {"scale": scale})
         return out
 
     def normalize(
@@ -319,13 +331,23 @@ class Floats:
         self.program.layers.append(Layer(Op.DEQUANTIZE, input=number, output=_number(out), fields=fields))
         return out
 
-    def quantize(self, operand: Operand, number: int) -> None:
-        """Append a layer that rounds values ``(height, width, channels)`` to the codes of a buffer."""
+    def quantize(self, operand: Operand, number: int, scaled: View | None = None) -> None:
+        """Append a layer that rounds values ``(height, width, channels)`` to the codes of a buffer.
+
+        ``scaled`` ``(2, channels)`` has a factor for each channel, and a term that is added to the product.
+        """
         view, buffer = self.view(operand), self.program.buffers[number]
-        walk = walk_of([(list(view.shape), [[0] * 3, list(view.steps)])], [0, view.first])
+        steps, firsts = [[0] * 3, list(view.steps)], [0, view.first]
         fields = {"scale": 1.0 / buffer.scale, "output_zero_point": buffer.zero_point}
-        layer = Layer(Op.QUANTIZE, input=_number(view), output=number, fields=fields, constants={"weights": walk})
-        self.program.layers.append(layer)
+        if scaled is not None:
+            assert scaled.steps[1] == 1 or scaled.shape[1] == 1
+            steps, firsts = [*steps, [0, 0, 1]], [*firsts, scaled.first]
+            fields["runs"] = scaled.steps[0]
+        walk = walk_of([(list(view.shape), steps)], firsts)
+        second = -1 if scaled is None else _number(scaled)
+        self.program.layers.append(
+            Layer(Op.QUANTIZE, NO_FLAGS, _number(view), second, number, fields, {"weights": walk})
+        )
 
     def leave(self, operand: Operand, first: int) -> None:
         """Append a layer that gives values to the caller, from value ``first`` of a sample on."""
@@ -369,10 +391,13 @@ def _picked(view: View, axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int
     return tuple(view.shape[axis] for axis in axes), tuple(view.steps[axis] for axis in axes)
 
 
-def _of(view: View, out_steps: dict[int, int], axes: Sequence[int]) -> tuple[list[int], list[list[int]]]:
-    """Return sizes, and steps of result and operand, of some dimensions; those that are reduced have none there."""
+def _of(
+    view: View, out_steps: dict[int, int], axes: Sequence[int], less: View | None = None
+) -> tuple[list[int], list[list[int]]]:
+    """Return sizes, and steps of result and operands, of some dimensions; those that are reduced have none there."""
+    other = [] if less is None else [[0 if less.shape[axis] == 1 else less.steps[axis] for axis in axes]]
     return [view.shape[axis] for axis in axes], [
-        [out_steps.get(axis, 0) for axis in axes], [view.steps[axis] for axis in axes]
+        [out_steps.get(axis, 0) for axis in axes], [view.steps[axis] for axis in axes], *other
     ]  # fmt: skip
 
 
