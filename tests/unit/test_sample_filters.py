@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cpupack.stages.quantize.native.program import Op
 from helpers.captured import Net, captured, kinds, random
-from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels
+from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels, program_buffers, program_layers
 
 
 class Mixed(nn.Module):
@@ -214,6 +216,18 @@ def test_filters_of_each_sample_run_natively(name: str) -> None:
     db, int8, _ = lowered(NETS[name], (3, 8, 9))
     assert db > BOUND_DB - 3.0  # the filters have roundings of their own
     assert "aten" not in kernels(int8)
+
+
+@needs_kernels
+def test_a_mixture_is_a_convolution_a_gate_and_a_convolution_of_ones() -> None:
+    """Each of them is a pass. A product with shares as large as the result, and its sum, took four times as long."""
+    _, int8, _ = lowered(NETS["mixed"], (3, 8, 9))
+    found = [Op(int(each["op"])) for each in program_layers(int8)]
+    gate = found.index(Op.SCALE)
+    assert found[gate + 1] is Op.CONV
+    sizes = [int(np.prod([each[side] for side in ("height", "width", "channels")])) for each in program_buffers(int8)]
+    moved = [each for each in program_layers(int8) if each["op"] == Op.MOVE and each["output"] >= 0]
+    assert not [each for each in moved if sizes[each["output"]] >= 3 * 8 * 9 * 8]
 
 
 def test_a_constant_filter_laid_out_for_the_batch_is_the_same_for_each_sample() -> None:

@@ -98,19 +98,24 @@ def _mixture(r: Raiser, weight: Any) -> tuple[fx.Node, torch.Tensor, str] | None
 
 
 def _mixed(r: Raiser, a: dict[str, Any], shares: fx.Node, filters: torch.Tensor, name: str) -> fx.Node:
-    """A convolution with all filters of a mixture, group by group, and the sum of the results by each one's share."""
+    """A convolution with all filters of a mixture, group by group, and the sum of the results by each one's share.
+
+    The sum is a convolution of one pixel whose weights are ones: it is INT8, and takes what comes behind with it.
+    """
     own, count, sizes = _filters(r, a, joined=1), len(filters), r.shape()[2:]
     spatial, kernel = len(sizes), r.shape(a["weight"])[2:]
     if spatial > 2:
         raise NotRaised
     by_group = filters.reshape(count, own.groups, own.outputs, own.inputs, *kernel).transpose(0, 1)
     found = _layer(r, a, own, _samples(r, a, own), by_group.flatten(0, 2), name)
-    # The values of an output channel lie side by side, so outputs and rows may be one dimension.
-    rest = (own.outputs * math.prod(sizes[:-1]), sizes[-1])
-    front = (own.groups,) if own.groups > 1 else ()
-    apart = r.call(torch.reshape, found, (-1, *front, count, *rest))
-    share = r.call(torch.reshape, shares, (-1, *[1] * len(front), count, 1, 1))
-    total = r.call(torch.sum, r.call(torch.mul, apart, share), (1 + len(front),), False)
+    channels = own.groups * count * own.outputs
+    apart = r.call(torch.reshape, shares, (-1, 1, count, 1))
+    of_channels = r.method("expand", apart, -1, own.groups, count, own.outputs)
+    share = r.call(torch.reshape, of_channels, (-1, channels, *[1] * spatial))
+    add = _CONVS[spatial - 1](channels, own.groups * own.outputs, 1, groups=own.groups, bias=False, device="meta")
+    ones = torch.eye(own.outputs).repeat(own.groups, count)
+    add.weight = nn.Parameter(ones.reshape(add.weight.shape), requires_grad=False)
+    total = r.module(add, r.call(torch.mul, found, share), word="sum")
     return _finished(r, a, total, own.groups * own.outputs)
 
 
