@@ -30,6 +30,7 @@ from cpupack.stages.capture.rewrites.noops import (
 )
 from cpupack.stages.capture.rewrites.padding import fold_padding, merge_paddings, swap_padding_and_activation
 from cpupack.stages.capture.rewrites.pooling import pool_all_positions
+from cpupack.stages.capture.rewrites.stacks import add_without_stacks
 
 Rewrite = Callable[[fx.GraphModule], bool]
 
@@ -37,6 +38,7 @@ REWRITES: tuple[Rewrite, ...] = (
     drop_noops,
     drop_expansions,
     part_heads,
+    add_without_stacks,
     merge_shape_operations,
     split_before_permutations,
     merge_shape_operations,
