@@ -24,6 +24,7 @@ from cpupack.recipe import Recipe
 from cpupack.runtime.open_inputs import names_of
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.tensor_spec import LARGEST_EXACT, TensorSpec
+from cpupack.stages.capture.chosen_places import compute_all_places
 from cpupack.stages.capture.chosen_rows import compute_all_rows
 from cpupack.stages.capture.complex_parts import split_complex
 from cpupack.stages.capture.export import Exported, export
@@ -110,7 +111,7 @@ def _captured(
 def _proven(
     model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
 ) -> fx.GraphModule:
-    exported = compute_all_rows(split_complex(export(model.module, batch[:2].clone())))
+    exported = compute_all_places(compute_all_rows(split_complex(export(model.module, batch[:2].clone()))))
     refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines, places)
 
