@@ -38,6 +38,7 @@ def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
             _with_broadcast_masks,
             _with_caught_errors,
             _with_modules_that_stay,
+            _without_checked_distributions,
             quick_recurrences,
         ):
             stack.enter_context(each())
@@ -239,6 +240,13 @@ def _with_modules_that_stay() -> Iterator[None]:
         return plain(self, function, *args, **kwargs)
 
     with _replaced(nn.Module, "_apply", applied):
+        yield
+
+
+@contextmanager
+def _without_checked_distributions() -> Iterator[None]:
+    """Have ``torch.distributions`` not look at the values of their parameters, which raises errors and nothing else."""
+    with _replaced(torch.distributions.Distribution, "_validate_args", value=False):
         yield
 
 
