@@ -61,10 +61,10 @@ def steep_functions(calls: Calls, stats: Mapping[str, ActivationStats]) -> set[f
             found |= {node, *path}
             if not from_input:
                 averaged = _is_mean_of_many(calls, source)
-                before = calls_before(calls.graph, root, layers=0 if averaged else 1)
-                found |= before
+                path_back = calls_before(calls.graph, root, layers=0 if averaged else 1)
+                found |= path_back
                 if averaged:  # with no reader of codes, a layer leaves its sums as float32 values
-                    layers = {each for call in before for each in call.all_input_nodes} - before
+                    layers = {each for call in path_back for each in call.all_input_nodes} - path_back
                     found |= {user for each in layers if each.op.startswith("call") for user in each.users}
     return found
 
