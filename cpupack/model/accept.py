@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from cpupack.errors import ModelError
 from cpupack.model.fit import listed
+from cpupack.model.script_parts import with_parts_in_python
 from cpupack.progress import Progress
 
 _WRAPPERS = {
@@ -35,9 +36,9 @@ _FLOAT_STILL = frozenset({"FloatFunctional", "FXFloatFunctional"})
 def accepted(made: Any, source: str, progress: Progress) -> nn.Module:
     """Return the module to build from what a factory made. Notes say what was changed.
 
-    Wrappers of torch.compile, DataParallel and SWA are removed. Weights are moved to the CPU, and those in half or
-    double precision become FP32. Raises ModelError for anything that is not a module, is TorchScript, is already
-    quantized, or has weights without values.
+    Wrappers of torch.compile, DataParallel and SWA are removed, and parts in TorchScript become Python. Weights are
+    moved to the CPU, and those in half or double precision become FP32. Raises ModelError for anything that is not a
+    module, is TorchScript that cannot become Python, is already quantized, or has weights without values.
     """
     if isinstance(made, type) and issubclass(made, nn.Module):
         raise ModelError(
@@ -49,7 +50,11 @@ def accepted(made: Any, source: str, progress: Progress) -> nn.Module:
             f"[model] {source} returned {type(made).__name__}, not a torch.nn.Module",
             hint="the factory must return only the model, in FP32",
         )
-    module = _unwrapped(made, progress)
+    for each in made.modules():  # an exported program has no mode, and refuses to change it
+        if isinstance(each, fx.GraphModule):
+            for name in ("train", "eval"):
+                each.__dict__.pop(name, None)
+    module = with_parts_in_python(_unwrapped(made, progress), source, progress)
     _refuse_modules(module, source)
     _refuse_tensors(module, source)
     return _float32_on_cpu(module, progress)
@@ -86,12 +91,6 @@ def _refuse_modules(module: nn.Module, source: str) -> None:
     for name, each in module.named_modules():
         where = name or "the model itself"
         kind = type(each).__module__
-        if any(base.__name__ == "ScriptModule" for base in type(each).__mro__):
-            raise ModelError(
-                f"[model] {source}: {where} is a TorchScript module, which cannot be fused or quantized",
-                hint="return the Python module that it was scripted or traced from, or save it with torch.jit.save and "
-                'name the file: source = "torchscript:FILE.pt"',
-            )
         if kind.startswith(_QUANTIZED) and type(each).__name__ not in _FLOAT_STILL:
             raise ModelError(
                 f"[model] {source}: {where} ({type(each).__name__}) is already quantized or prepared for quantization",

@@ -52,7 +52,7 @@ def as_network(module: nn.Module, source: str) -> nn.Module:
     detectors that also find masks or keypoints, and for settings that no kernel has.
     """
     kind: type[Any] = type(module)
-    if not kind.forward.__module__.startswith(_DETECTION):
+    if not (kind.forward.__module__ or "").startswith(_DETECTION):  # code that torch.fx wrote has no module
         return module
     name = next((each.__name__ for each in kind.__mro__ if each.__name__ in _DECODERS and _is_theirs(each)), None)
     if name is None:

@@ -24,7 +24,7 @@ from cpupack.model.exported_sizes import check_sizes_of_calls
 from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow, blank
 from cpupack.model.script_archive import check_sizes
-from cpupack.model.scripted import Scripted, as_module
+from cpupack.model.scripted import Scripted, as_module, is_alike
 from cpupack.model.user_code import first_line
 from cpupack.runtime.files import UNREADABLE
 from cpupack.runtime.rows import random_rows
@@ -148,18 +148,9 @@ def _difference(script: Any, module: Scripted, source: str, inputs: Sequence[Ten
     if wanted.keys() != found.keys():
         return f"it gives {', '.join(found)}, and the program {', '.join(wanted)}"
     for name, each in wanted.items():
-        if _alike(each, repeated[name]) and not _alike(each, found[name]):
+        if is_alike(each, repeated[name]) and not is_alike(each, found[name]):
             return f"its output {name} differs"
     return None
-
-
-def _alike(first: torch.Tensor, second: torch.Tensor) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    if not first.is_floating_point():
-        return torch.equal(first, second)
-    most = float(first.nan_to_num().abs().max()) if first.numel() else 0.0
-    return torch.allclose(first, second, rtol=1e-3, atol=1e-4 * most, equal_nan=True)
 
 
 @contextlib.contextmanager

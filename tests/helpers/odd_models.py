@@ -204,6 +204,35 @@ def traced_part():
     net = Net()
     net.conv = torch.jit.trace(net.conv, torch.zeros(1, 3, 8, 8))
     return net
+class Slope(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.25))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() == 2:
+            return torch.where(x > 0, x, x * self.slope)
+        return x
+class Forks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.jit.wait(torch.jit.fork(self.conv, x))
+class Activated(Net):
+    def __init__(self):
+        super().__init__()
+        self.act = torch.jit.script(Slope())
+    def forward(self, x):
+        return self.act(super().forward(x))
+def scripted_activation(): return Activated()
+def script_that_forks():
+    net = Net()
+    net.conv = torch.jit.script(Forks())
+    return net
+def traced_by_fx(): return torch.fx.symbolic_trace(Net())
+def exported_program():
+    batch = {0: torch.export.Dim("batch")}
+    return torch.export.export(Net().eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=(batch,)).module()
 def quantized():
     return torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear}, dtype=torch.qint8)
 def observed():

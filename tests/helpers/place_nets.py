@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cpupack.stages.quantize.native.placed import append_order, append_pick, append_put, append_sample
-from cpupack.stages.quantize.native.walks import Fixed, Put, Sampling, Surroundings
+from cpupack.stages.quantize.native.walks import Fixed, Put, Sampling, Surroundings, View
 from helpers.float_nets import EXTREMES, Array, Net, normal
 from helpers.float_values import fma
 
@@ -112,9 +112,39 @@ def sampled(channels: int) -> Net:
     view, x = net.view((channels, height, width))
     at, places = net.view((rows, columns, 2), channels * height * width)
     for how, around, corners in itertools.product(Sampling, Surroundings, (False, True)):
-        found = append_sample(net.floats, view, at, how, around, corners=corners)
-        net.result(found, sample(x, places, how, around, corners=corners))
+        found = append_sample(net.floats, _of_one(view), _of_one(at), how, around, corners=corners)
+        net.result(View(found.buffer, found.shape[1:], found.steps[1:], found.first),
+                   sample(x, places, how, around, corners=corners))  # fmt: skip
     return net
+
+
+def _of_one(view: View) -> View:
+    return View(view.buffer, (1, *view.shape), (0, *view.steps), view.first)
+
+
+def sampled_images(channels: int) -> Net:
+    """Several images of a sample, each read at places of its own, with the grids in order and turned around."""
+    random = np.random.default_rng(channels)
+    images, height, width, rows, columns = 3, 4, 5, 2, 7
+    grid = random.uniform(-1.3, 1.3, (2, images * rows * columns * 2)).astype(np.float32)
+    net = Net(np.concatenate([normal(2, images * channels * height * width), grid], 1))
+    view, x = net.view((images, channels, height, width))
+    first = images * channels * height * width
+    wanted = x.reshape(2 * images, channels, height, width)
+    for at, places in (
+        net.view((images, rows, columns, 2), first),
+        _turned(*net.view((rows, images, columns, 2), first)),
+        net.view((images, 1, rows * columns, 2), first),
+    ):
+        found = append_sample(net.floats, view, at, Sampling.LINEAR, Surroundings.ZEROS, corners=True)
+        each = sample(wanted, places.reshape(2 * images, *places.shape[2:]), Sampling.LINEAR, Surroundings.ZEROS,
+                      corners=True)  # fmt: skip
+        net.result(found, each.reshape(2, images, *each.shape[1:]))
+    return net
+
+
+def _turned(view: View, values: Array) -> tuple[View, Array]:
+    return view.permuted((1, 0, 2, 3)), values.swapaxes(1, 2)
 
 
 def sample(x: Array, places: Array, how: Sampling, around: Surroundings, *, corners: bool) -> Array:

@@ -57,8 +57,8 @@ class Stubbed(nn.Module):
         self.dequant = torch.ao.quantization.DeQuantStub()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) > 1000:
-            x = x[:1000]
+        if x.abs().max() > 1e6:
+            x = x / 2
         x = self.relu(self.bn(self.conv(self.quant(x)))).mean((2, 3))
         return self.dequant(self.head(x))
 

@@ -40,7 +40,7 @@ from helpers.float_nets import (
     sums_less_a_mean,
     windows_that_overlap,
 )
-from helpers.place_nets import orders_of_rows, picks, puts, sampled
+from helpers.place_nets import orders_of_rows, picks, puts, sampled, sampled_images
 from helpers.row_nets import (
     attention,
     attention_in_windows,
@@ -125,6 +125,7 @@ NETS: dict[str, Callable[[], Net]] = {
     "picks": picks,
     "puts": puts,
     **{f"samples of {n} channels": lambda n=n: sampled(n) for n in (1, 5, 33)},
+    **{f"samples of several images of {n} channels": lambda n=n: sampled_images(n) for n in (1, 18)},
     "regions": lambda: regions(19),
     "regions of many channels": lambda: regions(96, cells=(7, 7)),
     "regions of other samples": lambda: regions(5, 3),

@@ -6,16 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
 
+from cpupack import accuracy
+from cpupack.errors import ModelError
 from cpupack.graph.names import is_within
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.vocabulary import in_vocabulary
 from cpupack.progress import SilentProgress
 from cpupack.stages.capture import capture
 from helpers.captured import Net, captured, kinds, module, names, random
-from helpers.tiny_models import SHAPE, Recorder, float_model, fuse_model, recipe, samples
+from helpers.tiny_models import SHAPE, Recorder, float_model, fuse_model, quantized, recipe, run, samples
 
 
 def test_in_place_updates_are_seen_by_every_later_reader() -> None:
@@ -245,7 +248,24 @@ def test_each_call_of_a_shared_layer_has_its_own_weights() -> None:
 # What passes capture by
 
 
-def test_models_with_stubs_and_dynamic_quantization_stay_as_they_are() -> None:
+def test_a_model_with_stubs_is_captured_as_any_other() -> None:
+    class Stubbed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant, self.conv, self.dequant = QuantStub(), nn.Conv2d(3, 3, 3, padding=1), DeQuantStub()
+            self.sum = FloatFunctional()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.quant(x)
+            return self.dequant(self.sum.add_relu(self.conv(x), x))
+
+    assert names(captured(Stubbed())) == ["conv", "add", "relu"]
+    model, int8 = quantized(Stubbed(), "native")
+    data = samples(seed=1)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 30.0
+
+
+def test_models_with_stubs_that_cannot_be_captured_and_dynamic_quantization_stay_as_they_are() -> None:
     class Stubbed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -259,6 +279,9 @@ def test_models_with_stubs_and_dynamic_quantization_stay_as_they_are() -> None:
     model = float_model(Stubbed())
     found = capture(model, samples(), recipe(), SilentProgress())
     assert (found.style, found.module) == ("eager", model.module)
+    native = recipe(target={"x86_64": {"engine": "native"}})
+    with pytest.raises(ModelError, match="a line depends on the values of a tensor"):
+        capture(model, samples(), native, SilentProgress())
     linear = float_model(nn.Linear(6, 4), (6,))
     found = capture(linear, None, recipe((6,), quantize={"mode": "dynamic"}), SilentProgress())
     assert (found.style, found.module) == ("dynamic", linear.module)

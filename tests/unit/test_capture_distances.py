@@ -87,6 +87,26 @@ def test_bags_of_one_size_run_natively(name: str) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("name", [name for name in BAGS if name != "max"])
+def test_bags_of_one_id_with_offsets_that_count_the_samples_run_natively(name: str) -> None:
+    class Fields(Bags):
+        """As DLRM looks up each of its categories."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            offsets, found = torch.arange(len(x)), [x[:, :2]]
+            for ids in x[:, 2:4].long().unbind(1):
+                shares = ids.float() * 0.1 if self.weighted else None
+                found.append(self.table(ids, offsets, per_sample_weights=shares)[:, :4])
+            result: torch.Tensor = self.head(torch.cat(found, 1))
+            return result
+
+    table, weighted = BAGS[name]
+    model, int8 = quantized(Fields(table, weighted), "native", spec=recipe((7,)), data=rows())
+    assert isinstance(int8.module, NativeModel)
+    assert accuracy.sqnr_db(run(model, rows()), run(int8, rows())) > 25.0
+
+
+@needs_kernels
 def test_bags_of_other_forms_stay_torchs() -> None:
     """Where each bag begins is a list as long as the batch, which is made of no tensor."""
     table = bag(mode="max", padding_idx=3)

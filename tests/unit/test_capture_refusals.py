@@ -19,6 +19,7 @@ from cpupack.errors import CalibrationError, ModelError
 from cpupack.progress import SilentProgress
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.capture import capture
+from cpupack.stages.capture.export import export
 from cpupack.stages.capture.rewrites import REWRITES
 from cpupack.stages.verify import run_reference
 from helpers.captured import Net, captured, kinds
@@ -53,6 +54,23 @@ class Indexed(nn.Module):
 class ForNumpy(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(x.numpy() * 2.0).mean((2, 3))  # the line to be named
+
+
+class Forces(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            (found,) = torch.autograd.grad(x.pow(2).sum(), x)
+        return found.mean((2, 3))
+
+
+def test_a_gradient_in_forward_is_told_with_its_line() -> None:
+    with pytest.raises(ModelError, match="forward computes a gradient") as caught:
+        export(Forces(), torch.randn(3, *SHAPE))
+    assert "torch.autograd.grad" in caught.value.message
+    assert "compute it outside" in (caught.value.hint or "")
+    x = torch.ones(1, requires_grad=True)
+    assert torch.autograd.grad(x * 2.0, x)[0].item() == 2.0
 
 
 class AboveTheFloor(nn.Module):

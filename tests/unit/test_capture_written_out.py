@@ -23,6 +23,16 @@ def written(x: torch.Tensor, choose: Callable[[torch.Tensor], torch.Tensor], num
     return x
 
 
+def written_at(x: torch.Tensor, values: float | torch.Tensor) -> torch.Tensor:
+    """Put numbers on the diagonal, or values of channels at channels: of two for one, the last stays."""
+    x = x.clone()
+    if isinstance(values, float):
+        x[:, :, torch.arange(8), torch.arange(8)] = values
+    else:
+        x[:, [3, 0, 3]] = values
+    return x
+
+
 PLACES = torch.tensor([3, 0, 5, 5, 1, 7, 2, 2])
 FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
     "logsumexp": lambda net, x: net.a(x).logsumexp((2, 3)),
@@ -42,6 +52,19 @@ FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
     ),
     "cdist": lambda net, x: torch.cdist(net.a(x).flatten(2), net.b(x).flatten(2)),
     "cdist, L1, to constants": lambda net, x: torch.cdist(net.a(x)[:, :, 0], net.table.expand(len(x), -1, -1), p=1.0),
+    "constants at places": lambda net, x: written_at(net.a(x), 1.5),
+    "zeros at places, for a softmax": lambda net, x: written_at(net.a(x), -1e9).softmax(-1),
+    "values at places": lambda net, x: written_at(net.a(x), net.b(x)[:, [1, 0, 1]]),
+    "errors": lambda net, x: F.mse_loss(net.a(x), net.b(x), reduction="none"),
+    "absolute errors": lambda net, x: F.l1_loss(net.a(x), net.low.expand(len(x), -1, 8, 8), reduction="none"),
+    "linalg.norm": lambda net, x: net.a(x) / torch.linalg.norm(net.a(x), dim=1, keepdim=True).clamp(min=0.1),
+    "linalg.norm of matrices": lambda net, x: torch.linalg.norm(net.a(x), dim=(2, 3)),
+    "einsum of a diagonal": lambda net, x: torch.einsum("bcii,bcij->bcj", net.a(x), net.b(x)),
+    "einsum of a trace": lambda net, x: torch.einsum("bcii->bc", net.a(x)),
+    "a distribution": lambda net, x: torch.distributions.Normal(net.a(x), net.b(x).exp()).log_prob(net.a(x) + 1.0),
+    "truth values for each sample": lambda net, x: net.a(x) * torch.cat(
+        [torch.ones(len(x), 1, 8, 8, dtype=torch.bool), net.b(x)[:, 1:] > -9.0], 1
+    ),
     "clamp by constants": lambda net, x: net.a(x).clamp(net.low, net.low + 0.5),
     "clamp by another tensor": lambda net, x: net.a(x).clamp(max=net.b(x)),
     "maximum with constants": lambda net, x: torch.maximum(net.low, net.a(x)),

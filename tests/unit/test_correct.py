@@ -375,7 +375,7 @@ def test_a_model_without_a_graph_cannot_be_equalized_or_rounded() -> None:
             self.dequant = torch.ao.quantization.DeQuantStub()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.dequant(self.conv(self.quant(x)))
+            return self.dequant(self.conv(self.quant(x if x.sum() < 1e9 else -x)))
 
     for settings in ({"equalize": True}, {"rounding": "adaround"}):
         with pytest.raises(QuantizationError, match=r"needs a captured graph"):

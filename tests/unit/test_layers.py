@@ -249,7 +249,7 @@ class Stubbed(nn.Module):
         self.fc = nn.Linear(4, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.relu(self.conv(self.quant(x)))
+        x = self.relu(self.conv(self.quant(x if x.sum() < 1e9 else -x)))  # what no graph can hold
         x = self.sum.add(x, self.second(x))
         return torch.sigmoid(self.dequant(self.fc(x.mean((2, 3)))))
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
+from cpupack.model.scripted import as_module
 from cpupack.model.user_code import describe_failure
 from cpupack.stages.load import load
 from helpers.odd_models import SOURCE
@@ -55,6 +57,11 @@ LOADS = {
     "batch_from_shape": "",
     "instance": "",
     "token_ids_cast_inside": "",
+    "scripted": "run as Python in place of TorchScript: the model itself",
+    "traced_part": "run as Python in place of TorchScript: conv",
+    "traced_by_fx": "",
+    "exported_program": "",
+    "scripted_activation": "run as Python in place of TorchScript: act",
 }
 
 
@@ -83,6 +90,35 @@ def test_wrappers_leave_the_names_that_the_model_has_without_them(directory: Pat
             "head.weight",
             "head.bias",
         }
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_scripted_part_has_the_weights_and_the_answers_of_its_script(directory: Path) -> None:
+    torch.manual_seed(0)
+    net = build(directory, "scripted_activation").module
+    weights = {name: torch.randn_like(each) for name, each in net.state_dict().items()}
+    assert "act.slope" in weights
+    torch.save(weights, directory / "w.pt")
+    module = build(directory, "scripted_activation", weights="w.pt").module
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        y = F.conv2d(x, weights["conv.weight"], weights["conv.bias"]).relu().mean((2, 3))
+        y = F.linear(y, weights["head.weight"], weights["head.bias"])
+        torch.testing.assert_close(module(x), torch.where(y > 0, y, y * weights["act.slope"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_scripted_part_that_answers_otherwise_as_python_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    double = as_module(torch.jit.script(Doubled()))
+    monkeypatch.setattr("cpupack.model.script_parts.as_module", lambda _: double)
+    with pytest.raises(ModelError, match="act is a TorchScript module, of which the graph answers otherwise: its out"):
+        build(directory, "scripted_activation")
 
 
 @pytest.mark.filterwarnings("ignore:.*LazyModule")
@@ -165,8 +201,7 @@ TELLS = [
     ("fixed_batch_result", "shape (1, 10) for a batch of 2, and (1, 5) for one sample: its code fixes", "x.shape[0]"),
     ("fixed_batch_of_eight", "shape '[8, 5]' is invalid", "input_shape"),
     ("grows_with_batch", "shape of a sample's output depends on the batch", "in the same way"),
-    ("scripted", "the model itself is a TorchScript module", "Python module"),
-    ("traced_part", "conv is a TorchScript module", "Python module"),
+    ("script_that_forks", "conv is a TorchScript module, which cannot be turned into a graph", "Python module"),
     ("quantized", "is already quantized or prepared for quantization", "FP32"),
     ("observed", "post (MinMaxObserver) is already quantized", "FP32"),
     ("meta", "conv.weight, conv.bias, head.weight, head.bias are on the meta device", "CPU"),

@@ -92,6 +92,10 @@ CALLS: dict[str, Call] = {
     "buckets": lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5])),
     "buckets from the right": lambda x: torch.searchsorted(torch.tensor([-1.0, 0.0, 0.5]), x, side="right"),
     "grid": lambda x: F.affine_grid(x.flatten(1)[:, :6].view(-1, 2, 3), [x.shape[0], 1, 3, 4], align_corners=False),
+    "logarithms of running sums": lambda x: (x * 40).logcumsumexp(1) + x.logcumsumexp(2),
+    "sampled images of a sample": lambda x: F.grid_sample(
+        x.reshape(-1, 1, 2, 5), x.flatten(1)[:, :24].reshape(-1, 2, 2, 2), align_corners=False
+    ).unflatten(0, (-1, 3)),
     "sampled": lambda x: F.grid_sample(x[:, None], x[:, :2, :4].reshape(-1, 2, 2, 2), align_corners=True),
 }
 

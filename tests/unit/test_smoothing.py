@@ -1,4 +1,4 @@
-"""Channels of tokens are brought to nearer sizes before they become codes, where a layer loses less so."""
+"""Channels are brought to nearer sizes before they become codes, where a linear layer loses less so."""
 
 from __future__ import annotations
 
@@ -70,3 +70,27 @@ def test_the_engine_divides_with_the_norm_or_while_it_makes_codes(*, alone: bool
     assert smooth > plain + 3.0  # dB: codes of 31 channels have 60 ** 0.35 = 4 times as many steps, and weights fewer
     assert sum("smoothed" in each.kernel for each in int8.layers) == 2
     assert not any("smoothed" in each.kernel for each in other.layers)
+
+
+class Pooled(nn.Module):
+    """Shares of a signal that are above a number, beside its maxima, which are much larger: as ROCKET has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv1d(1, 16, 9), nn.Linear(32, 4)
+        with torch.no_grad():
+            self.conv.weight *= 20.0
+            self.head.weight[:, :16] *= 40.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.head(torch.cat([(y > 2.0).float().mean(2), y.amax(2)], 1))
+
+
+@needs_kernels
+def test_channels_of_one_row_are_divided_too_where_the_layer_reads_float32_values() -> None:
+    smooth, int8, _ = lowered(Pooled(), (1, 48))
+    plain, _, _ = lowered(Pooled(), (1, 48), smooth=False)
+    assert smooth > plain + 3.0
+    assert any("smoothed" in each.kernel for each in int8.layers)

@@ -14,7 +14,7 @@ from cpupack.artifacts import QuantizedModel, Samples
 from cpupack.stages.quantize import reasons
 from helpers.captured import Net
 from helpers.lowered import needs_kernels
-from helpers.tiny_models import quantized, recipe, run
+from helpers.tiny_models import quantized, recipe, run, samples
 
 CHANNELS = 6
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -115,3 +115,20 @@ def test_log1p_of_large_and_infinite_values() -> None:
     extremes = np.array([[1e-7, 1e-3, 0.5, 1.0, 1e10, 1e29, 3e38, np.inf]], np.float32)
     found = run(int8, Samples(extremes, "values", ("0",)))[:, :8]
     np.testing.assert_allclose(found, np.log1p(extremes) / np.float32(1e-6), rtol=1e-6)
+
+
+@needs_kernels
+def test_a_layer_whose_results_are_averaged_before_a_root_is_int8_and_what_reads_it_is_not() -> None:
+    """Much as filter response normalization. With codes of the layer's results this has 17 dB."""
+    torch.manual_seed(0)
+
+    def normed(net: Net, x: torch.Tensor) -> torch.Tensor:
+        y = net.first(x)
+        return net.second(y * torch.rsqrt(y.abs().mean((2, 3), keepdim=True) + 1e-6))
+
+    net = Net(normed, first=nn.Conv2d(3, 16, 3, padding=1), second=nn.Conv2d(16, 4, 1))
+    net.first.weight.data *= torch.logspace(-3, 0, 16).view(-1, 1, 1, 1)
+    net.first.bias.data.zero_()
+    sqnr_db, int8 = built(net, samples((3, 12, 12), count=16))
+    assert {each.name: each.precision for each in int8.layers}["first"] == "int8"
+    assert sqnr_db > 30.0

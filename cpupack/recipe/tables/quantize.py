@@ -40,7 +40,7 @@ class Quantize(Table):
     weights: Literal["per_channel", "per_tensor"] = "per_channel"
     """One scale for the weights of each output channel, or one for the whole layer."""
     smooth: bool = True
-    """SmoothQuant, on the native engine: divide each channel of tokens by a number of its own before they become codes,
+    """SmoothQuant, on the native engine: divide each input channel by a number of its own before it becomes codes,
     and multiply the weights with it. Only in linear layers that lose at least 0.5 dB less so on calibration samples;
     the report names them (``smoothed``). ``false`` leaves it out, and so does ``adaround``."""
     equalize: bool = False

@@ -21,9 +21,9 @@ def measure_linear(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return what the linear layers of a graph read on a few of ``samples``, by the names of the calls.
 
-    First what each input channel is divided by, float32 ``(in,)``, of layers over tokens that lose at least 0.5 dB less
-    so; then rows of the activations, float32 ``(n, in)``. Layers that read the same tensor have the same divisors and
-    rows. Both are empty for modules that are no graph.
+    First what each input channel is divided by, float32 ``(in,)``, of layers that lose at least 0.5 dB less so; then
+    rows of the activations, float32 ``(n, in)``. Layers that read the same tensor have the same divisors and rows. Both
+    are empty for modules that are no graph.
     """
     if not isinstance(module, fx.GraphModule):
         return {}, {}
@@ -48,18 +48,17 @@ class _Measured(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self.readers and isinstance(value, torch.Tensor) and value.ndim > 1:
-            self._measure(n, value.detach().reshape(-1, value.shape[-1]).float(), of_tokens=value.ndim > 2)
+            self._measure(n, value.detach().reshape(-1, value.shape[-1]).float())
         return value
 
-    def _measure(self, n: fx.Node, rows: torch.Tensor, *, of_tokens: bool) -> None:
+    def _measure(self, n: fx.Node, rows: torch.Tensor) -> None:
         names = [each.name for each in self.readers[n]]
         # An odd step: with an even one, each sample would show the same few of its tokens.
         some = rows[:: max(1, -(-len(rows) // _KEPT)) | 1].clone()
         if bool(torch.isfinite(some).all()):
             self.rows |= dict.fromkeys(names, some)
-        if of_tokens:
-            layers = [core(self.submodules[str(each.target)]) for each in self.readers[n]]
-            weight = torch.cat([each.weight.detach() for each in layers])  # type: ignore[operator]  # a Parameter
-            found = divisors_of(rows, weight.float())
-            if found is not None:
-                self.divisors |= dict.fromkeys(names, found)
+        layers = [core(self.submodules[str(each.target)]) for each in self.readers[n]]
+        weight = torch.cat([each.weight.detach() for each in layers])  # type: ignore[operator]  # a Parameter
+        found = divisors_of(rows, weight.float())
+        if found is not None:
+            self.divisors |= dict.fromkeys(names, found)

@@ -24,6 +24,7 @@ from cpupack.recipe import Recipe
 from cpupack.runtime.open_inputs import names_of
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.tensor_spec import LARGEST_EXACT, TensorSpec
+from cpupack.stages.capture.chosen_places import compute_all_places
 from cpupack.stages.capture.chosen_rows import compute_all_rows
 from cpupack.stages.capture.complex_parts import split_complex
 from cpupack.stages.capture.export import Exported, export
@@ -42,40 +43,43 @@ from cpupack.stages.capture.rewrites.affine import merge_batch_norms, name_batch
 from cpupack.targets.engines import ENGINES
 
 _EXAMPLES = 3
+_NATIVE = frozenset(each.name for each in ENGINES.values() if each.quantizer == "native")
+"""The engines that take a graph."""
 
 
 def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress: Progress) -> CapturedModel:
     """Return the model as a canonical graph whose FP32 output is the model's on some of the calibration ``samples``.
 
-    A model that brings its own QuantStub, and one for dynamic quantization, stay as they are; the native engine gets
-    the graph of the latter where it may be chosen. Raises ModelError with the user's line or layer where the model
-    cannot be exported, answers differently each time or depends on the other samples of a batch; CalibrationError where
-    the model does not run on the samples. A rewrite that is at fault is left out with a warning.
+    A model for dynamic quantization stays as it is; the native engine gets its graph where it may be chosen. One with
+    its own QuantStub stays as it is where it cannot be captured and may run on torch's engines. Raises ModelError with
+    the user's line or layer where the model cannot be exported, answers differently each time or depends on the other
+    samples of a batch; CalibrationError where the model does not run on the samples. A rewrite that is at fault is left
+    out with a warning.
     """
     batch = examples(model, samples)
     places = tuple(model.signature.output_places()) if model.signature.gives_rows else ()
     if isinstance(model.module, OneRow) and model.module.packs:
         check_packed(model.module, model.signature, batch)
-    dynamic = recipe.quantize.mode == "dynamic"
-    if not model.channels_last and (has_quant_stubs(model.module) or (dynamic and _names_torchs_engine(recipe))):
-        raise ModelError(
-            "the model's code runs as it is written, and on contiguous tensors alone: torch's INT8 layers and inputs "
-            "are in channels_last",
-            hint="write flatten or reshape in forward where it has view"
-            + ("" if dynamic else "; or leave QuantStub and DeQuantStub out: cpupack captures the model then"),
-        )
-    if dynamic:
-        graph = _graph_beside(model, batch, samples, places, recipe, progress)
+    engines = {getattr(recipe.target, cpu).engine for cpu in recipe.target.cpu}
+    if recipe.quantize.mode == "dynamic":
+        if not model.channels_last and engines - _NATIVE - {"auto"}:
+            raise ModelError(
+                "the model's code runs as it is written, and on contiguous tensors alone: torch's INT8 layers and "
+                "inputs are in channels_last",
+                hint="write flatten or reshape in forward where it has view",
+            )
+        graph = _graph_beside(model, batch, samples, places, engines, progress)
         return CapturedModel(model.module, "dynamic", batch, places, graph)
-    if has_quant_stubs(model.module):
+    try:
+        return CapturedModel(_captured(model, batch, samples, places, progress), "fx", batch, places)
+    except ModelError as error:
+        if not has_quant_stubs(model.module) or not model.channels_last or engines <= _NATIVE:
+            raise
+        progress.warn(
+            "the model runs on torch's engines alone, as it is written and between its own QuantStub and DeQuantStub, "
+            f"since it cannot be captured: {error.message}"
+        )
         return CapturedModel(model.module, "eager", batch, places)
-    return CapturedModel(_captured(model, batch, samples, places, progress), "fx", batch, places)
-
-
-def _names_torchs_engine(recipe: Recipe) -> bool:
-    """Whether a target of the recipe has an engine of torch by name."""
-    names = {getattr(recipe.target, cpu).engine for cpu in recipe.target.cpu}
-    return any(ENGINES[name].quantizer != "native" for name in names - {"auto"})
 
 
 def _graph_beside(
@@ -83,18 +87,16 @@ def _graph_beside(
     batch: torch.Tensor,
     samples: Samples | None,
     places: tuple[slice, ...],
-    recipe: Recipe,
+    engines: set[str],
     progress: Progress,
 ) -> fx.GraphModule | None:
     """Return the graph for the native engine; None where no target may have it, or another can do without."""
-    engines = [getattr(recipe.target, cpu).engine for cpu in recipe.target.cpu]
-    of_graphs = {each.name for each in ENGINES.values() if each.quantizer == "native"}
-    if not {"auto", *of_graphs}.intersection(engines):
+    if not engines & {"auto", *_NATIVE}:
         return None
     try:
         return _captured(model, batch, samples, places, progress)
     except ModelError as error:
-        if of_graphs.intersection(engines):
+        if engines & _NATIVE:
             raise
         progress.warn(f"the native engine is out, since the model cannot be captured: {error.message}")
         return None
@@ -110,7 +112,7 @@ def _captured(
 def _proven(
     model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
 ) -> fx.GraphModule:
-    exported = compute_all_rows(split_complex(export(model.module, batch[:2].clone())))
+    exported = compute_all_places(compute_all_rows(split_complex(export(model.module, batch[:2].clone()))))
     refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines, places)
 

@@ -68,7 +68,7 @@ def _rows_between(put: fx.Node) -> list[fx.Node] | None:
     inside: set[fx.Node] = set()
     for node in put.graph.nodes:
         if node in before and (node in leaves or any(each in inside for each in node.all_input_nodes)):
-            if node not in leaves and not _is_by_row(node, inside):
+            if node not in leaves and not is_by_row(node, inside):
                 return None
             inside.add(node)
     return [each for each in put.graph.nodes if each in inside] if values in inside else None
@@ -94,7 +94,7 @@ def _is_alike(one: Any, other: Any) -> bool:
     return pure and one.target is other.target and one.kwargs == other.kwargs and _is_alike(one.args, other.args)
 
 
-def _is_by_row(node: fx.Node, inside: set[fx.Node]) -> bool:
+def is_by_row(node: fx.Node, inside: set[fx.Node]) -> bool:
     """Whether a call makes each row of its results, an index of the first dimension, of that row of its operands."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor | list | tuple):
@@ -184,10 +184,10 @@ def _choose_last(put: fx.Node, between: list[fx.Node]) -> fx.Node:
         for node in between:
             taken: Any = node.args[0]
             if _takes_rows(node, mask):
-                made[node] = _added(node, _sized(node, rows), _ATEN.flatten.using_ints, taken, 0, len(sizes))
+                made[node] = _added(node, with_rows(node, rows), _ATEN.flatten.using_ints, taken, 0, len(sizes))
                 continue
             copy = put.graph.node_copy(node, lambda each: made.get(each, each))
-            copy.meta["val"] = _sized(copy, rows)
+            copy.meta["val"] = with_rows(copy, rows)
             made[node] = copy
         new = made[values]
         rest = list(new.meta["val"].shape[1:])
@@ -215,7 +215,7 @@ def _like(node: fx.Node, shape: tuple[Any, ...]) -> Any:
         return torch.empty(shape, dtype=value.dtype)
 
 
-def _sized(node: fx.Node, rows: Any) -> Any:
+def with_rows(node: fx.Node, rows: Any) -> Any:
     """Return what a call gives for other rows than before: as many of them, and each of the shape that it has."""
     value = node.meta["val"]
     if isinstance(value, torch.Tensor):

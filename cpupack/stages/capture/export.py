@@ -24,7 +24,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from cpupack.errors import ModelError
 from cpupack.graph.needed import needed
 from cpupack.model.user_code import describe_failure, is_library
-from cpupack.stages.capture.exportable import WithoutData, exportable
+from cpupack.stages.capture.exportable import GradientError, WithoutData, exportable
 from cpupack.stages.capture.inplace import make_functional
 from cpupack.stages.capture.made_of_numbers import MadeOfNumbers
 
@@ -137,6 +137,11 @@ def _told(error: Exception) -> str:
 
 
 def _advice(error: Exception) -> str:
+    if isinstance(error, GradientError):
+        return (
+            "package what the gradient is of, and compute it outside; or write it out with the layers' own weights. "
+            + HINT
+        )
     if any(word in _line_of(error) for word in (".tolist()", "pack_padded_sequence")):
         return (
             "pass the tensor itself, not a list of its values: pack_padded_sequence, for example, takes lengths.cpu(). "

@@ -38,6 +38,8 @@ def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
             _with_broadcast_masks,
             _with_caught_errors,
             _with_modules_that_stay,
+            _without_checked_distributions,
+            _without_gradients,
             quick_recurrences,
         ):
             stack.enter_context(each())
@@ -239,6 +241,28 @@ def _with_modules_that_stay() -> Iterator[None]:
         return plain(self, function, *args, **kwargs)
 
     with _replaced(nn.Module, "_apply", applied):
+        yield
+
+
+@contextmanager
+def _without_checked_distributions() -> Iterator[None]:
+    """Have ``torch.distributions`` not look at the values of their parameters, which raises errors and nothing else."""
+    with _replaced(torch.distributions.Distribution, "_validate_args", value=False):
+        yield
+
+
+class GradientError(Exception):
+    """``forward`` computes a gradient."""
+
+
+@contextmanager
+def _without_gradients() -> Iterator[None]:
+    """Have a gradient that ``forward`` computes be an error, at that line: torch.export loses sight of the values."""
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise GradientError("forward computes a gradient, whose layers no exported graph has")
+
+    with _replaced(torch.autograd, "_engine_run_backward", refused):  # what all ways to a gradient call
         yield
 
 

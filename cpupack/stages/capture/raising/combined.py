@@ -127,7 +127,7 @@ def _mask_of(r: Raiser, value: Any) -> torch.Tensor:
 def _masked(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """``masked_fill`` by a constant mask: a product and a sum with constants."""
     number = r.constant(a["value"])
-    return _chosen(r, 1.0 - _mask_of(r, a["mask"]), a["self"], number, r._name_of(a["mask"]))
+    return chosen(r, 1.0 - _mask_of(r, a["mask"]), a["self"], number, r._name_of(a["mask"]))
 
 
 def _where(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -135,14 +135,14 @@ def _where(r: Raiser, a: dict[str, Any]) -> fx.Node:
     mask, one, other = _mask_of(r, a["condition"]), a["self"], a["other"]
     name = r._name_of(a["condition"])
     if r.is_known(other):
-        return _chosen(r, mask, one, r.constant(other), name)
+        return chosen(r, mask, one, r.constant(other), name)
     if r.is_known(one):
-        return _chosen(r, 1.0 - mask, other, r.constant(one), name)
+        return chosen(r, 1.0 - mask, other, r.constant(one), name)
     parts = [_times(r, each, keep, name) for each, keep in ((one, mask), (other, 1.0 - mask))]
     return r.call(torch.add, *parts)
 
 
-def _chosen(r: Raiser, keep: torch.Tensor, source: Any, other: Any, name: str) -> fx.Node:
+def chosen(r: Raiser, keep: torch.Tensor, source: Any, other: Any, name: str) -> fx.Node:
     """Return ``source`` where ``keep`` is 1, the constant ``other`` where it is 0."""
     if isinstance(other, torch.Tensor):
         other = other.float() if other.numel() > 1 else float(other)

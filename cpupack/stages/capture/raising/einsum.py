@@ -71,15 +71,40 @@ class _Operand:
 
 def _operand(r: Raiser, source: Any, labels: str) -> _Operand:
     shape = r.shape(source)
-    if len(labels) != len(shape) or len(set(labels)) != len(labels) or not r.is_float(source):
-        raise NotRaised  # a diagonal, or other numbers
+    if len(labels) != len(shape) or not r.is_float(source):
+        raise NotRaised  # other numbers
     sizes = dict(zip(labels, shape, strict=True))
     if r.is_known(source):
         value = r.tensor(source)
         assert value is not None
-        return _Operand(r, None, labels, sizes, set(), value.float(), r.weight_name(source))
+        for one, other in _diagonals(labels):
+            value = value.diagonal(0, one, other)
+        return _Operand(r, None, _apart(labels), sizes, set(), value.float(), r.weight_name(source))
     moving = {label for label, each in zip(labels, r.dynamic(source), strict=True) if each}
-    return _Operand(r, r.operand(source), labels, sizes, moving)
+    if any(labels.count(each) > 1 for each in moving):
+        raise NotRaised  # samples meet
+    node = r.operand(source)
+    for one, other in _diagonals(labels):
+        node = r.call(torch.ops.aten.diagonal.default, node, 0, one, other, word="diagonal")
+    return _Operand(r, node, _apart(labels), sizes, moving)
+
+
+def _diagonals(labels: str) -> list[tuple[int, int]]:
+    """Return the pairs of dimensions with one label, one after the other: a diagonal is the last dimension then."""
+    found = []
+    while (again := next((each for each in labels if labels.count(each) > 1), None)) is not None:
+        one = labels.index(again)
+        other = labels.index(again, one + 1)
+        found.append((one, other))
+        labels = labels[:one] + labels[one + 1 : other] + labels[other + 1 :] + again
+    return found
+
+
+def _apart(labels: str) -> str:
+    """Return the labels of a tensor after its diagonals are taken."""
+    for one, other in _diagonals(labels):
+        labels = labels[:one] + labels[one + 1 : other] + labels[other + 1 :] + labels[one]
+    return labels
 
 
 def _einsum(r: Raiser, a: dict[str, Any]) -> fx.Node:

@@ -117,11 +117,13 @@ def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
     if not any(moves) and isinstance(number, int | float):
         r.known[r.node] = torch.full(shape, number, dtype=r.node.meta["val"].dtype)
         return r.input  # a placeholder's worth: who reads this call takes the known value
-    if not r.is_float() or sum(moves) != 1 or not moves[0] or not isinstance(number, int | float):
+    kind_of_number = r.node.meta["val"].dtype
+    held = kind_of_number == torch.float32 or not (kind_of_number.is_floating_point or kind_of_number.is_complex)
+    if not held or sum(moves) != 1 or not moves[0] or not isinstance(number, int | float):
         raise NotRaised
     scopes = [path for path, _ in r.node.meta.get("nn_module_stack", {}).values()]
     name = ".".join(part for part in (scopes[-1] if scopes else "", r.node.name) if part)
-    return _rows_laid_out(r, torch.full((_rows_of_a_sample(r), *shape[1:]), float(number)), name)
+    return _rows_laid_out(r, torch.full((_rows_of_a_sample(r), *shape[1:]), number, dtype=kind_of_number), name)
 
 
 def _rows_of_a_sample(r: Raiser) -> int:

@@ -239,47 +239,60 @@ _BAG_MODES: tuple[Any, ...] = (torch.sum, torch.mean, torch.amax)
 def _embedding_bag(r: Raiser, a: dict[str, Any]) -> list[Any]:
     """Bags of equal sizes, ``(batch, ids)`` in: an embedding, and a sum, mean or maximum over the ids.
 
-    What the layer was given as rows is here one list of ids, and where each bag begins in it.
+    What the layer was given as rows is here one list of ids, and where each bag begins in it. With offsets that count
+    the samples, as DLRM has them, each bag is one id.
     """
     weight, flat, offsets = r.tensor(a["weight"]), a["indices"], a["offsets"]
     assert weight is not None
     mode, padding = a["mode"], a.get("padding_idx", -1)
-    rows = flat.args[0] if isinstance(flat, fx.Node) and flat.args else None
-    if not isinstance(rows, fx.Node) or len(r.shape(rows)) != 2 or r.shape(flat) != (math.prod(r.shape(rows)),):
+    if not isinstance(flat, fx.Node) or not isinstance(offsets, fx.Node):
         raise NotRaised
-    counted = isinstance(offsets, fx.Node) and str(offsets.target).startswith("aten.arange")
-    if r.dynamic(rows) != (True, False) or not counted or r.shape(offsets) != r.shape(rows)[:1]:
-        raise NotRaised
+    if offsets.target is torch.ops.aten.arange.default and r.shape(flat) == r.shape(offsets):
+        rows, several = flat, 1
+    else:
+        rows, several = _rows_of_bags(r, flat, offsets)
     pads = padding is not None and padding >= 0
     if a["include_last_offset"] or (pads and _BAG_MODES[mode] is torch.amax):
         raise NotRaised  # a maximum leaves the padding out
     if pads:
         weight = weight.clone()
         weight[padding] = 0.0
-    found = _looked_up(r, weight, rows, r.weight_name(a["weight"]))
+    ids = r.call(torch.reshape, r.activation(rows), (-1, 1)) if rows is flat else r.activation(rows)
+    found = _looked_up(r, weight, ids, r.weight_name(a["weight"]))
     if pads and _BAG_MODES[mode] is torch.mean:  # over the ids that are no padding; zeros where there are none
         ones = torch.ones(len(weight), 1)
         ones[padding] = 0.0
-        count = r.call(torch.sum, _looked_up(r, ones, rows, ""), (1,), False)
+        count = r.call(torch.sum, _looked_up(r, ones, ids, ""), (1,), False)
         return [
             r.call(torch.div, r.call(torch.sum, found, (1,), False), r.call(torch.clamp, count, 1.0, None)),
             None, None, None,
         ]  # fmt: skip
     if a["per_sample_weights"] is not None:
         shares = a["per_sample_weights"]
-        if mode or not isinstance(shares, fx.Node) or not shares.args or not isinstance(shares.args[0], fx.Node):
+        if rows is not flat and isinstance(shares, fx.Node) and shares.args:
+            shares = shares.args[0]
+        if mode or not isinstance(shares, fx.Node) or r.shape(shares) != r.shape(rows):
             raise NotRaised
-        if r.shape(shares.args[0]) != r.shape(rows):
-            raise NotRaised
-        share = r.call(torch.reshape, r.activation(shares.args[0]), (-1, *r.shape(rows)[1:], 1))
+        share = r.call(torch.reshape, r.activation(shares), (-1, several, 1))
         found = r.call(torch.mul, found, share)
     return [r.call(_BAG_MODES[mode], found, (1,), False), None, None, None]
 
 
-def _looked_up(r: Raiser, weight: torch.Tensor, rows: fx.Node, owner: str) -> fx.Node:
+def _rows_of_bags(r: Raiser, flat: fx.Node, offsets: fx.Node) -> tuple[fx.Node, int]:
+    """Return the rows of which a list of ids is made, and how many ids each has."""
+    rows = flat.args[0] if flat.args else None
+    if not isinstance(rows, fx.Node) or len(r.shape(rows)) != 2 or r.shape(flat) != (math.prod(r.shape(rows)),):
+        raise NotRaised
+    counted = str(offsets.target).startswith("aten.arange")
+    if r.dynamic(rows) != (True, False) or not counted or r.shape(offsets) != r.shape(rows)[:1]:
+        raise NotRaised
+    return rows, r.shape(rows)[1]
+
+
+def _looked_up(r: Raiser, weight: torch.Tensor, ids: fx.Node, owner: str) -> fx.Node:
     table = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
     table.weight = _parameter(weight)
-    return r.module(table, r.activation(rows), word="embedding_bag", owner=owner)
+    return r.module(table, ids, word="embedding_bag", owner=owner)
 
 
 HANDLERS = {

@@ -20,6 +20,7 @@ from cpupack.stages.capture.raising import (
     arithmetic,
     combined,
     complexes,
+    distances,
     einsum,
     joined_batches,
     laid_out,
@@ -34,6 +35,7 @@ from cpupack.stages.capture.raising import (
     shapes,
     spectra,
     unpooled,
+    updates,
     variances,
     written_out,
 )
@@ -55,7 +57,7 @@ _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
     **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **laid_out.HANDLERS, **shapes.HANDLERS,
     **spectra.HANDLERS, **variances.HANDLERS, **written_out.HANDLERS, **places.HANDLERS, **ranked.HANDLERS,
-    **unpooled.HANDLERS,
+    **unpooled.HANDLERS, **distances.HANDLERS,
     **{name: combined.clamp(activations.HANDLERS[name]) for name in ("clamp", "clamp_min", "clamp_max", "clip")},
     **{name: joined_batches.concatenate(shapes.HANDLERS[name]) for name in ("cat", "concat", "concatenate")},
     **{
@@ -70,6 +72,7 @@ _HANDLERS: dict[str, Handler] = {
         pools.HANDLERS["max_pool2d_with_indices"], pools.HANDLERS["max_pool2d"]
     ),
     "sum": modulated.sum_of_squares(pools.HANDLERS["sum"]),
+    "index_put": updates.put(written_out.HANDLERS["index_put"]),
     "slice": joined_batches.slices(shapes.HANDLERS["slice"]),
     "gather": picks.gather, "index": places.index(picks.index(shapes.HANDLERS["index"])),
     "max": picks.extreme(pools.HANDLERS["max"], torch.ops.aten.argmax.default),

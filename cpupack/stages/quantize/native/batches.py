@@ -32,6 +32,7 @@ from cpupack.stages.quantize.native.moved_calls import (
     works_moved,
 )
 from cpupack.stages.quantize.native.rearrangement import Rearrangement, turn_around
+from cpupack.stages.quantize.native.sampled_images import sample_images
 
 _MOVES = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
 
@@ -221,6 +222,9 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
         _norm_channels(graph, node, read, forms)
         return
     if batch is not None and batch[:2] == read[:2] and _picks(node, read):
+        forms.given[node] = forms.moved[node] = read
+        return
+    if batch is not None and batch[:2] == read[:2] and sample_images(graph, node, forms.moved, read):
         forms.given[node] = forms.moved[node] = read
         return
     if read.axis == 0 and read.indices > 1 and scales_channels(graph, node):

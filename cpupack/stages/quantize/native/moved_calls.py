@@ -29,8 +29,8 @@ _REDUCTIONS: dict[Any, int] = {
 _ONE_DIMENSION = (_ATEN.argmax.default, _ATEN.argmin.default, _ATEN.any.dim, _ATEN.all.dim)
 _ALONG: dict[Any, int] = {
     _ATEN.topk.default: 2, _ATEN.sort.default: 1, _ATEN.argsort.default: 1, _ATEN.cumsum.default: 1,
-    _ATEN.cumprod.default: 1, _ATEN.cummax.default: 1, _ATEN.cummin.default: 1, _ATEN.gather.default: 1,
-    _ATEN.scatter.src: 1, _ATEN.scatter.value: 1, _ATEN.scatter_add.default: 1,
+    _ATEN.cumprod.default: 1, _ATEN.logcumsumexp.default: 1, _ATEN.cummax.default: 1, _ATEN.cummin.default: 1,
+    _ATEN.gather.default: 1, _ATEN.scatter.src: 1, _ATEN.scatter.value: 1, _ATEN.scatter_add.default: 1,
 }  # fmt: skip
 """Which argument has the dimension that a call goes along; without it, it is the last one."""
 

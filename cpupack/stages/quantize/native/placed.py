@@ -86,17 +86,23 @@ def append_put(floats: Floats, base: Operand, numbers: Operand, values: Operand,
 
 
 def append_sample(
-    floats: Floats, image: Operand, grid: Operand, how: Sampling, around: Surroundings, *, corners: bool
+    floats: Floats, images: Operand, grids: Operand, how: Sampling, around: Surroundings, *, corners: bool
 ) -> View:
-    """Append an image ``(channels, height, width)`` read at places ``(rows, columns, 2)``."""
-    view, at = floats.channels_last(image), floats.view(grid)
-    out = floats.new((*at.shape[:2], view.shape[0]))
-    sizes = [*view.shape[1:], view.shape[0], *at.shape]
-    steps = [[0] * 6, [*view.steps[1:], view.steps[0], 0, 0, 0], [0, 0, 0, *at.steps]]
+    """Append images ``(images, channels, height, width)`` read at places ``(images, rows, columns, 2)``."""
+    view, at = floats.view(images), floats.view(grids)
+    view = floats.channels_last(view.permuted((1, 0, 2, 3)))
+    channels, count, *size = view.shape
+    _, rows, columns, _ = at.shape
+    if count > 1 and rows > 1 and at.steps[0] != rows * at.steps[1]:
+        at = floats.map(floats.new(at.shape), at)
+    row_step = at.steps[0] if rows == 1 else at.steps[1]
+    out = floats.new((count, rows, columns, channels))
+    sizes = [*size, channels, count * rows, columns, 2]
+    steps = [[0] * 6, [*view.steps[2:], view.steps[0], view.steps[1], 0, 0], [0, 0, 0, row_step, *at.steps[2:]]]
     walk = walk_of([(sizes, steps)], [out.first, view.first, at.first])
-    fields: dict[str, float] = {"kernel_h": how, "kernel_w": around, "stride_h": int(corners)}
+    fields: dict[str, float] = {"kernel_h": how, "kernel_w": around, "stride_h": int(corners), "runs": count}
     _append(floats, Op.FLOAT_SAMPLE, out, view, at, {"weights": walk}, fields)
-    return out.permuted((2, 0, 1))
+    return out.permuted((0, 3, 1, 2))
 
 
 def _but(shape: tuple[int, ...], axis: int, *views: View) -> tuple[list[int], list[list[int]]]:

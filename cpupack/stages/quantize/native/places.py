@@ -22,6 +22,7 @@ from cpupack.stages.quantize.native.placed import (
     append_put,
     append_sample,
 )
+from cpupack.stages.quantize.native.sampled_images import SampledImages
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
@@ -120,6 +121,39 @@ def _running(kind: Norm) -> Callable[[Builder, fx.Node], str]:
     return made
 
 
+_LOG_OF_SUM = [
+    Instruction(Function.COPY, 2, 0), Instruction(Function.MAXIMUM), Instruction(Function.SUBTRACT, 2, 2, 1),
+    Instruction(Function.ABSOLUTE, 2, 2), Instruction(Function.MULTIPLY_NUMBER, 2, 2, number=-1.0),
+    Instruction(Function.EXPONENTIAL, 2, 2), Instruction(Function.ADD_NUMBER, 2, 2, number=1.0),
+    Instruction(Function.LOGARITHM, 2, 2), Instruction(Function.ADD, 0, 0, 2),
+]  # fmt: skip
+"""log(exp(x) + exp(y)): the larger one, and log(1 + exp(-distance))."""
+_LEAST_LOGARITHM = -1e30
+"""The difference of two infinite logarithms would be no number."""
+
+
+def _logarithms(b: Builder, node: fx.Node) -> str:
+    """Lower ``logcumsumexp``: each round joins the sums of twice as many values, so none is far from its largest."""
+    view, axis = _view(b, node, node.args[0]), _axis(b, node, node.args[1])
+    length, way = view.shape[axis], 1
+    found = b.floats.map(b.floats.like(view), view, None, [Instruction(Function.AT_LEAST, number=_LEAST_LOGARITHM)])
+    while way < length:
+        joined = b.floats.like(found)
+        b.floats.map(_part(joined, axis, 0, way), _part(found, axis, 0, way))
+        b.floats.map(
+            _part(joined, axis, way, length), _part(found, axis, way, length), _part(found, axis, 0, length - way),
+            _LOG_OF_SUM,
+        )  # fmt: skip
+        found, way = joined, 2 * way
+    b.floats.values[node] = found
+    return "running"
+
+
+def _part(view: View, axis: int, begin: int, end: int) -> View:
+    shape = (*view.shape[:axis], end - begin, *view.shape[axis + 1 :])
+    return View(view.buffer, shape, view.steps, view.first + begin * view.steps[axis])
+
+
 # ---- values from places and into them ----
 
 
@@ -188,10 +222,26 @@ def _sample(b: Builder, node: fx.Node) -> str:
     image, grid, how, around, corners = given
     if len(shape_of(node)) != 4:
         raise b.calls.refusal(node, "of volumes")
+    one, at = _view(b, node, image), _view(b, node, grid)
+    found = append_sample(
+        b.floats, _of_one(one), _of_one(at), Sampling(how), Surroundings(around), corners=bool(corners)
+    )
+    b.floats.values[node] = View(found.buffer, found.shape[1:], found.steps[1:], found.first)
+    return "sample"
+
+
+def _of_one(view: View) -> View:
+    """Return an image, or its grid, as the only one of a sample."""
+    return View(view.buffer, (1, *view.shape), (0, *view.steps), view.first)
+
+
+def _sample_images(b: Builder, node: fx.Node) -> str:
+    """Lower the reading of several images of a sample, each at places of its own."""
+    module: Any = b.calls.module(node)
+    images, grids = (_view(b, node, each) for each in node.args)
     b.floats.values[node] = append_sample(
-        b.floats, _view(b, node, image), _view(b, node, grid), Sampling(how), Surroundings(around),
-        corners=bool(corners),
-    )  # fmt: skip
+        b.floats, images, grids, Sampling(module.how), Surroundings(module.around), corners=module.corners
+    )
     return "sample"
 
 
@@ -204,6 +254,7 @@ PLACES: dict[Any, Callable[[Builder, fx.Node], str]] = {
     _ATEN.cumprod.default: _running(Norm.RUNNING_PRODUCT),
     _ATEN.cummax.default: _running(Norm.RUNNING_MAXIMUM),
     _ATEN.cummin.default: _running(Norm.RUNNING_MINIMUM),
+    _ATEN.logcumsumexp.default: _logarithms,
     _ATEN.gather.default: _gather,
     _ATEN.scatter.src: _scatter,
     _ATEN.scatter.value: _scatter,
@@ -211,5 +262,6 @@ PLACES: dict[Any, Callable[[Builder, fx.Node], str]] = {
     _ATEN.scatter_reduce.two: _scatter,
     _ATEN.grid_sampler.default: _sample,
     _ATEN.grid_sampler_2d.default: _sample,
+    SampledImages: _sample_images,
 }
 """By what is called: the function that appends the layers and returns the name of their kernel."""

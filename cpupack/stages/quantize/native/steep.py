@@ -13,11 +13,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import fx
+from torch import fx, nn
 
 from cpupack.graph.needed import needed
 from cpupack.graph.phases import calls_before
-from cpupack.stages.quantize.native.calls import Calls
+from cpupack.stages.quantize.native.calls import Calls, shape_of
 from cpupack.stages.quantize.native.functions import Function, activation_of, composed, results_of
 from cpupack.statistics import ActivationStats
 
@@ -31,6 +31,8 @@ _MOST = 1e30
 """A logarithm of zero is as far as this: what is squared must be a number."""
 _EXPONENTIALS = (torch.exp, *(getattr(torch.ops.aten, name).default for name in ("exp2", "expm1", "sinh", "cosh")))
 """What makes large errors of the large values is another matter, and most often a sum or a softmax follows."""
+_MEANS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_MANY = 16
 _FINE_BINS = 32
 _POINTS = 32
 
@@ -38,7 +40,8 @@ _POINTS = 32
 def steep_functions(calls: Calls, stats: Mapping[str, ActivationStats]) -> set[fx.Node]:
     """Return the functions of one value that lose what their operand's codes have, and the calls from there to them.
 
-    Where a layer gives the operand, it is among them: its codes would be as coarse.
+    Where a layer gives the operand, it is among them: its codes would be as coarse. A mean of many of its results is
+    not, such as the mean square that a norm of each channel divides by: what reads the layer is in FP32 then.
     """
     found: set[fx.Node] = set()
     for node in calls.graph.graph.nodes:
@@ -57,7 +60,12 @@ def steep_functions(calls: Calls, stats: Mapping[str, ActivationStats]) -> set[f
         if after < least and before - after > _LEAST_LOSS_DB:
             found |= {node, *path}
             if not from_input:
-                found |= calls_before(calls.graph, root, layers=1)
+                averaged = _is_mean_of_many(calls, source)
+                path_back = calls_before(calls.graph, root, layers=0 if averaged else 1)
+                found |= path_back
+                if averaged:  # with no reader of codes, a layer leaves its sums as float32 values
+                    layers = {each for call in path_back for each in call.all_input_nodes} - path_back
+                    found |= {user for each in layers if each.op.startswith("call") for user in each.users}
     return found
 
 
@@ -73,6 +81,14 @@ def _chain(calls: Calls, node: fx.Node) -> tuple[fx.Node, list[Function], list[f
         path.append(node)
         (node,) = (each for each in node.all_input_nodes if each.op != "get_attr")
     return node, functions, path
+
+
+def _is_mean_of_many(calls: Calls, node: fx.Node) -> bool:
+    """Whether a call gives means of as many values that their errors are small beside one's."""
+    if node.target is not torch.mean and not isinstance(calls.module(node), _MEANS):
+        return False
+    before = math.prod(shape_of(node.all_input_nodes[0])[1:])
+    return before >= _MANY * math.prod(shape_of(node)[1:])
 
 
 def _moves(calls: Calls, node: fx.Node) -> bool:

@@ -1,0 +1,64 @@
+"""Handlers of updates at constant places: ``adjacency[:, idx, idx] = 1``, ``x[:, [0, 2]] = y``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from cpupack.stages.capture.raising.combined import chosen
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+
+_ATEN = torch.ops.aten
+Handler = Callable[[Raiser, dict[str, Any]], Any]
+
+
+def put(otherwise: Handler) -> Handler:
+    """Return the handler of ``index_put``: at constant places of each sample, else ``otherwise``."""
+
+    def handler(r: Raiser, a: dict[str, Any]) -> Any:
+        source, indices = a["self"], list(a["indices"])
+        given = [each for each in indices if each is not None]
+        whole = r.dynamic(source)[0] and not any(r.dynamic(source)[1:]) and r.is_float(source)
+        if indices[0] is not None or not whole or not all(r.is_known(each) for each in given):
+            return otherwise(r, a)
+        if a["accumulate"]:
+            raise NotRaised
+        places = tuple(slice(None) if each is None else r.tensor(each) for each in indices)
+        if r.is_known(a["values"]):
+            return _put_constants(r, source, places, r.tensor(a["values"]))
+        if len(given) != 1 or len(indices) - 1 != next(place for place, each in enumerate(indices) if each is not None):
+            raise NotRaised
+        return _put_values(r, source, len(indices) - 1, places[-1], a["values"])
+
+    return handler
+
+
+def _put_constants(r: Raiser, source: Any, places: tuple[Any, ...], values: torch.Tensor | None) -> fx.Node:
+    """What is there where nothing is put, and constants elsewhere."""
+    shape = r.shape(source)[1:]
+    if values is None or (values.ndim > len(shape) and values.shape[0] != 1):
+        raise NotRaised
+    keep, filled = torch.ones(1, *shape), torch.zeros(1, *shape)
+    keep[places], filled[places] = 0.0, values.float()
+    other = float(values) if values.numel() == 1 else filled
+    return chosen(r, keep, source, other, "kept")
+
+
+def _put_values(r: Raiser, source: Any, dim: int, places: Any, values: Any) -> fx.Node:
+    """Both side by side, and each index of the result from one of them: of several for a place, the last one."""
+    shape = list(r.shape(source))
+    if not isinstance(places, torch.Tensor) or places.ndim != 1 or places.dtype != torch.int64:
+        raise NotRaised
+    size = shape[dim]
+    if not r.is_float(values) or list(r.shape(values)) != [*shape[:dim], len(places), *shape[dim + 1 :]]:
+        raise NotRaised
+    if r.dynamic(values) != r.dynamic(source):
+        raise NotRaised
+    order = torch.arange(size)
+    for number, place in enumerate(places.tolist()):
+        order[place] = size + number
+    joined = r.call(torch.cat, [r.activation(source), r.activation(values)], dim)
+    return r.call(_ATEN.index_select.default, joined, dim, r.attribute(order, "places"), word="put")
