@@ -220,7 +220,8 @@ def _ranked(
     levels = 2**target.activation_bits
     calibrated = corrections.corrected(prepared, spec, target, progress)
     ranges = choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile)
-    return rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels, count=count)
+    samples, signature = prepared.reference.samples, prepared.model.signature
+    return rank(calibrated.fused, ranges, samples, progress, levels=levels, count=count, signature=signature)
 
 
 def judged(prepared: Prepared, contender: Contender) -> Contender:

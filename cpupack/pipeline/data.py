@@ -65,6 +65,7 @@ def evaluation_samples(
             targets=spec.metric is not None,
             inputs=model.signature.inputs,
             tokenizer=model.tokenizer,
+            labels=model.labels,
         )
         return rolled(found, model)
     if calibration is not None and not calibration.synthetic:

@@ -224,7 +224,7 @@ def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
     """Return a report with all measures that need no labels."""
     samples, signature = reference.samples, reference.signature
     expected, found = signature.compared(reference.outputs, actual)
-    facts = tuple(_output_fact(each.name, expected[each.name], found[each.name]) for each in signature.outputs)
+    facts = tuple(_output_fact(name, expected[name], found[name]) for name in expected)
     worst = min(facts, key=lambda each: each.sqnr_db)
     report = VerifyReport(
         data=samples.origin,
