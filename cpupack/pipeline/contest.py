@@ -42,6 +42,8 @@ from cpupack.targets import ENGINES, Target
 
 _RANKED_SAMPLES = 8
 """Number of samples on which the worst layers are found. More samples seldom change their order."""
+_RANKED_MACS = 4 * 10**12
+"""Multiply-adds of the runs that find the worst layers, some minutes of two cores. Larger models have fewer samples."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,10 @@ def _layer_losses(
 ) -> list[LayerLoss]:
     """Return the loss of each layer when only that layer is INT8, the worst layer first."""
     spec, target = prepared.loaded.recipe.quantize, contender.scripted.target
-    found = _ranked(prepared, spec, target, corrections, progress, count=_RANKED_SAMPLES)
+    # What comes before a layer is run once for all layers.
+    each = prepared.model.macs * len(layers_of(prepared.fused, prepared.calibrated.stats)) / 2
+    count = min(_RANKED_SAMPLES, max(1, int(_RANKED_MACS / max(each, 1.0))))
+    found = _ranked(prepared, spec, target, corrections, progress, count=count)
     return [LayerLoss(each.name, each.output_sqnr_db, each.skip) for each in found]
 
 

@@ -11,7 +11,10 @@ from cpupack.recipe.gates import LABEL_GATES
 from cpupack.sources import open_source
 from cpupack.sources.states import rolled
 
-_SYNTHETIC_EVALUATION = 64
+_SYNTHETIC_EVALUATION, _FEWEST_SYNTHETIC = 64, 16
+_SYNTHETIC_MACS = 10**12
+"""Multiply-adds of FP32 on all synthetic samples, some 20 seconds of two cores. Of a larger model there are fewer
+samples than 64, but 16 at least: nobody has asked for a number."""
 _EXAMPLES = 4
 _MOST_OUTPUT_BYTES = 2**30
 """Outputs of FP32, and those of INT8, in memory at most."""
@@ -75,7 +78,7 @@ def evaluation_samples(
     found = open_source(
         "synthetic",
         loaded,
-        samples=_SYNTHETIC_EVALUATION,
+        samples=_synthetic_count(model.macs),
         seed=seed,
         skip_corrupt=False,
         labelled=False,
@@ -84,6 +87,10 @@ def evaluation_samples(
         tokenizer=model.tokenizer,
     )
     return rolled(found, model)
+
+
+def _synthetic_count(macs: int) -> int:
+    return min(_SYNTHETIC_EVALUATION, max(_FEWEST_SYNTHETIC, _SYNTHETIC_MACS // max(macs, 1)))
 
 
 def bounded(samples: Samples, output_shape: tuple[int, ...], progress: Progress) -> Samples:

@@ -55,7 +55,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     # Before the weights: random ones are settled on inputs that the model takes.
     check_vocabularies(fitted.module, fitted.signature)
     signature = with_rows(module, with_vocabularies(fitted.module, fitted.signature))
-    weights = load_weights(module, loaded, progress, Settling(fitted.module, signature))
+    weights = load_weights(module, loaded, progress, Settling(fitted.module, signature, macs))
     check_finite(module, weights.origin)
     if lazy and spec.weights == "factory":
         progress.warn(

@@ -184,14 +184,20 @@ def _outputs_of_graph(
     return outputs
 
 
-def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Reference, directory: Path) -> Contender:
+def compare(
+    quantized: QuantizedModel,
+    scripted: ScriptedModel,
+    reference: Reference,
+    directory: Path,
+    progress: Progress | None = None,
+) -> Contender:
     """Reload the saved model in a fresh process and compare it with the INT8 module and with FP32.
 
     The files for the other process are written into ``directory``. Raises VerificationError when the outputs of the
     saved model do not exactly equal those of the module that it was made from.
     """
     samples = reference.samples
-    replayed = _replay(scripted, samples, directory)
+    replayed = _replay(scripted, samples, directory, progress)
     actual = replayed["all"]
     for name in {"all", "floats"} & replayed.keys():
         expected = _run_here(quantized, scripted, samples, pixel_input=scripted.pixel_input and name == "all")
@@ -349,7 +355,9 @@ def _run_here(quantized: QuantizedModel, scripted: ScriptedModel, samples: Sampl
     return output
 
 
-def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> dict[str, FloatArray]:
+def _replay(
+    scripted: ScriptedModel, samples: Samples, directory: Path, progress: Progress | None
+) -> dict[str, FloatArray]:
     """Return the saved model's outputs on ``all`` samples, on the ``golden`` ones, and on the first ones as ``floats``.
 
     The golden samples are a separate batch, because dynamic quantization measures ranges over each batch. ``floats``
@@ -378,5 +386,5 @@ def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> dict[
         "pixel_input": scripted.pixel_input,
         "threads": torch.get_num_threads(),
     }
-    run_worker("replay", spec, directory / "replay.json")
+    run_worker("replay", spec, directory / "replay.json", progress)
     return {name: np.load(str(job["outputs"])) for name, job in jobs.items()}
