@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpupack.effort import GIGA, samples_within
 from cpupack.errors import ModelError
 from cpupack.model.checkpoint import take
 from cpupack.model.directories import directory_of, weights_of
@@ -35,7 +36,7 @@ from cpupack.runtime.rows import random_rows
 from cpupack.runtime.signature import Signature
 
 _SETTLING_SAMPLES, _FEWEST_SETTLING = 8, 2
-_SETTLING_MACS = 2 * 10**11
+_SETTLING_MACS = 200 * GIGA
 """Multiply-adds of the batch that settles random weights, some seconds. A larger model has more places in a sample."""
 _LEAST_IMAGE = 8
 """The height or width, in pixels, from which an input has a spectrum like a photograph."""
@@ -68,7 +69,7 @@ class Settling:
     @property
     def samples(self) -> int:
         """How many inputs settle random weights."""
-        return min(_SETTLING_SAMPLES, max(_FEWEST_SETTLING, _SETTLING_MACS // max(self.macs, 1)))
+        return samples_within(_SETTLING_MACS, self.macs, most=_SETTLING_SAMPLES, least=_FEWEST_SETTLING)
 
     @classmethod
     def of(cls, module: nn.Module, *shape: int) -> Settling:

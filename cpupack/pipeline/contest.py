@@ -15,6 +15,7 @@ from cpupack.artifacts import (
     Recovery,
     Slower,
 )
+from cpupack.effort import GIGA, samples_within
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.layers import describe_layers, float_notes, form_notes
 from cpupack.pipeline.candidates import candidates
@@ -42,7 +43,7 @@ from cpupack.targets import ENGINES, Target
 
 _RANKED_SAMPLES = 8
 """Number of samples on which the worst layers are found. More samples seldom change their order."""
-_RANKED_MACS = 4 * 10**12
+_RANKED_MACS = 4000 * GIGA
 """Multiply-adds of the runs that find the worst layers, some minutes of two cores. Larger models have fewer samples."""
 
 
@@ -208,7 +209,7 @@ def _layer_losses(
     spec, target = prepared.loaded.recipe.quantize, contender.scripted.target
     # What comes before a layer is run once for all layers.
     each = prepared.model.macs * len(layers_of(prepared.fused, prepared.calibrated.stats)) / 2
-    count = min(_RANKED_SAMPLES, max(1, int(_RANKED_MACS / max(each, 1.0))))
+    count = samples_within(_RANKED_MACS, each, most=_RANKED_SAMPLES, least=1)
     found = _ranked(prepared, spec, target, corrections, progress, count=count)
     return [LayerLoss(each.name, each.output_sqnr_db, each.skip) for each in found]
 

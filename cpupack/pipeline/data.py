@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from cpupack.artifacts import FloatModel, Samples
+from cpupack.effort import GIGA, samples_within
 from cpupack.progress import Progress
 from cpupack.recipe import Evaluation, LoadedRecipe
 from cpupack.recipe.gates import LABEL_GATES
@@ -12,7 +13,7 @@ from cpupack.sources import open_source
 from cpupack.sources.states import rolled
 
 _SYNTHETIC_EVALUATION, _FEWEST_SYNTHETIC = 64, 16
-_SYNTHETIC_MACS = 10**12
+_SYNTHETIC_MACS = 1000 * GIGA
 """Multiply-adds of FP32 on all synthetic samples, some 20 seconds of two cores. Of a larger model there are fewer
 samples than 64, but 16 at least: nobody has asked for a number."""
 _EXAMPLES = 4
@@ -90,7 +91,7 @@ def evaluation_samples(
 
 
 def _synthetic_count(macs: int) -> int:
-    return min(_SYNTHETIC_EVALUATION, max(_FEWEST_SYNTHETIC, _SYNTHETIC_MACS // max(macs, 1)))
+    return samples_within(_SYNTHETIC_MACS, macs, most=_SYNTHETIC_EVALUATION, least=_FEWEST_SYNTHETIC)
 
 
 def bounded(samples: Samples, output_shape: tuple[int, ...], progress: Progress) -> Samples:

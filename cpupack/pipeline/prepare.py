@@ -22,6 +22,7 @@ from cpupack.artifacts import (
 )
 from cpupack.cache import StageCache
 from cpupack.diagnostics import diagnose
+from cpupack.effort import GIGA, power_of_two, samples_within
 from cpupack.errors import QuantizationError, RecipeError
 from cpupack.lock.facts import graph_hash
 from cpupack.model.two_stages import gives_proposals
@@ -42,7 +43,7 @@ from cpupack.tasks.scores import told_by_data
 
 _OBSERVED_BATCH = 8
 _RACE_BATCH = 8
-_RACE_MACS = 64 * 10**9
+_RACE_MACS = 64 * GIGA
 """Multiply-adds of a call of FP32 that is timed, about two seconds of one thread. Larger models get smaller batches."""
 _COMPARED_SAMPLES = 64
 
@@ -179,10 +180,9 @@ def calibrated_on(
 
 def race_batch_size(recipe: Recipe, macs: int) -> int:
     """Return how many samples a call has when engines are timed against FP32, by a sample's multiply-adds."""
-    batch_size = 1 if recipe.tune.objective == "latency" else _RACE_BATCH
-    while batch_size > 1 and batch_size * macs > _RACE_MACS:
-        batch_size //= 2
-    return batch_size
+    if recipe.tune.objective == "latency":
+        return 1
+    return power_of_two(samples_within(_RACE_MACS, macs, most=_RACE_BATCH, least=1))
 
 
 def diagnosed(
