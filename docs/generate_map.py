@@ -32,7 +32,7 @@ BUILDER: Groups = (
 """Packages of the builder from top to bottom: each imports its own group and those below."""
 
 FOUNDATION = (
-    *("accuracy", "errors", "interrupts", "layout", "meaning", "operators", "output", "progress", "scratch"),
+    *("accuracy", "effort", "errors", "interrupts", "layout", "meaning", "operators", "output", "progress", "scratch"),
     "size_terms",
     "statistics",
 )

@@ -147,7 +147,7 @@ class Reference:
 
     ``signature`` says which outputs these hold. ``metric`` is that of the recipe, None if it names none. ``kind`` is
     that of the task; ``presenter`` makes its results, None for a classification. ``confident`` says that gates are
-    judged by intervals.
+    judged by intervals. ``macs`` are the multiply-adds of a sample.
     """
 
     samples: Samples
@@ -157,6 +157,7 @@ class Reference:
     kind: str = "classification"
     presenter: Presenter | None = None
     confident: bool = False
+    macs: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -9,12 +10,10 @@ from cpupack.errors import ModelError
 from cpupack.recipe import Task
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tasks import detection, kinds
-from cpupack.runtime.tasks.base import Shapes
-from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW, SETTINGS, TaskSpec, default_kind
+from cpupack.runtime.tasks.base import Shapes, are_heads, head_names
+from cpupack.runtime.tasks.spec import CLASSIFICATION, LAST, RAW, SETTINGS, TaskSpec, default_kind
 
 _IN_IMAGES = ("detection", "keypoints")
-_ROWS = ("regression", "multilabel")
-"""Kinds whose values may come from several heads of a model."""
 _NUMBERS = ("regression", "keypoints")
 """Kinds of numbers that may be whole."""
 _CLASS = ("label", "class", "cls")
@@ -38,8 +37,9 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
             hint=_remedy(task.kind, signature.outputs)
             or 'set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
         )
-    whole = next((each for each in signature.outputs if each.whole is not None), None)
-    if whole is not None and task.kind != RAW and not _holds_classes(task.kind, whole):
+    wrong = [each for each in signature.outputs if each.whole is not None and not _holds_classes(task.kind, each)]
+    if wrong and task.kind != RAW:
+        whole = wrong[0]
         raise ModelError(
             f'[task] kind = "{task.kind}" is of scores or other floats, and the output "{whole.name}" is {whole.dtype}',
             hint=_of_whole(task.kind, whole, alone=len(outputs) == 1),
@@ -62,14 +62,28 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
         given |= _scores(task, signature.outputs)
     if task.kind == "detection":
         given["layout"] = _layout(task.layout, outputs)
+        _check_chosen(task, outputs)
     spec = TaskSpec.of(task.kind, **given)
-    if (wrong := kinds.wrong_setting(spec, outputs)) is not None:
-        raise ModelError(f"[task] {wrong[0]} {wrong[1]}")
+    if (misset := kinds.wrong_setting(spec, outputs)) is not None:
+        raise ModelError(f"[task] {misset[0]} {misset[1]}")
     return spec
 
 
+def with_judged(signature: Signature, task: TaskSpec) -> Signature:
+    """Return the signature, of a detector that chooses the class of each box with the note that these are not compared.
+
+    Of a box that is nothing the class is chance. How alike those of objects are is measured of what ``predict`` gives.
+    """
+    if task.kind != "detection" or task.decoder:
+        return signature
+    outputs = (dataclasses.replace(each, judged=each.name != detection.LABELS) for each in signature.outputs)
+    return dataclasses.replace(signature, outputs=tuple(outputs))
+
+
 def _holds_classes(kind: str | None, output: OutputSpec) -> bool:
-    """Return whether an output of whole numbers is a map of classes, which a segmentation may be."""
+    """Return whether an output of whole numbers is the map of classes of a segmentation, or the class of each box."""
+    if kind == "detection":
+        return output.name == detection.LABELS and output.dtype == "int64"
     return kind == "segmentation" and len(output.result_shape) == 2
 
 
@@ -111,10 +125,16 @@ def _of_whole(kind: str, output: OutputSpec, *, alone: bool) -> str:
 def _remedy(kind: str, specs: Sequence[OutputSpec]) -> str | None:
     """Return which of several outputs to leave out, and which to rename, so that the others fit a kind.
 
-    Values of several heads, and the class of each box, are no outputs to leave out.
+    The class of each box is no output to leave out.
     """
     outputs = {each.name: each.result_shape for each in specs}
-    usable = [each.name for each in specs if each.whole is None or _holds_classes(kind, each)]
+    of_maps = kind != "detection"  # its classes are beside boxes and scores, and never in their place
+    usable = [each.name for each in specs if each.whole is None or (of_maps and _holds_classes(kind, each))]
+    if kind in kinds.ROWS:
+        others = [each.name for each in specs if len(each.result_shape) > 1 or each.name not in usable]
+        left = [f'name = "{each}" with drop = true' for each in others]
+        said = f"leave out what is no row of values, [[output]] tables: {'; '.join(left)}"
+        return said if len(left) < len(specs) else None
     wanted = ("boxes", "scores") if kind == "detection" else ("",)
     found = [
         names
@@ -127,17 +147,18 @@ def _remedy(kind: str, specs: Sequence[OutputSpec]) -> str | None:
     left = [each for each in outputs if each not in names]
     classes = [each for each in left if each not in usable or any(word in each.lower() for word in _CLASS)]
     if kind == "detection" and len(outputs[names[1]]) == 1 and classes:
-        return (
-            f'"{classes[0]}" may be the class of each box, and is not read: return the scores of all classes '
-            '(n, classes) in "scores", before the best one is chosen'
-        )
+        if outputs[classes[0]] != outputs[names[1]]:
+            return (
+                f'"{classes[0]}" may be the class of each box, and is not read: return it with the shape '
+                f'{outputs[names[1]]} of "{names[1]}", or the scores of all classes (n, classes) in "scores"'
+            )
+        names, wanted = (*names, classes[0]), (*wanted, detection.LABELS)
+        left.remove(classes[0])
     pairs = zip(names, wanted, strict=True)
     renamed = [f'name = "{old}" with rename = "{new}"' for old, new in pairs if new not in ("", old)]
     dropped = [f'name = "{each}" with drop = true' for each in left]
     several = f" ({len(found)} choices fit; this is one)" if len(found) > 1 else ""
-    heads = kind in _ROWS and usable == list(outputs) and all(len(shape) == 1 for shape in outputs.values())
-    joined = f"return all values as one tensor, torch.cat([{', '.join(outputs)}], 1); or leave some out, " * heads
-    return f"{joined}[[output]] tables: {'; '.join([*renamed, *dropped])}{several}"
+    return f"[[output]] tables: {'; '.join([*renamed, *dropped])}{several}"
 
 
 def _alike(names: Sequence[str], wanted: Sequence[str]) -> int:
@@ -162,6 +183,22 @@ def _layout(given: str | None, outputs: Shapes) -> str:
         shapes = ", ".join(f"{name} {shape}" for name, shape in outputs.items())
         raise ModelError(f'[task] layout = "{given}", and in {shapes} the boxes are {found}', hint="delete it")
     return given or found or "rows"
+
+
+def _check_chosen(task: Task, outputs: Shapes) -> None:
+    """Raise ModelError for a setting about the scores of all classes where the model gives that of the best alone."""
+    given = {"objectness = true": task.objectness, 'background = "last"': task.background == LAST}
+    if detection.LABELS in outputs and (wrong := [name for name, is_set in given.items() if is_set]):
+        raise ModelError(
+            f'[task] {wrong[0]} is about the scores of all classes, and "{detection.LABELS}" has the class that the '
+            "model chose",
+            hint="delete it: multiply scores in forward, and give a box that is nothing a class below 0",
+        )
+
+
+def names_of_heads(task: TaskSpec, outputs: Shapes) -> tuple[str, ...] | None:
+    """Return a name for each value of a model with several heads: those of the outputs. None for other models."""
+    return head_names(outputs) if task.kind in kinds.ROWS and are_heads(outputs) else None
 
 
 def check_labels(labels: tuple[str, ...], where: str, task: TaskSpec, outputs: Shapes) -> None:

@@ -15,7 +15,7 @@ from cpupack.errors import CpupackError, ModelError
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.layers import Whereabouts, watched
 from cpupack.model.one_row import blank
-from cpupack.model.user_code import describe_failure
+from cpupack.model.user_code import describe_failure, hint_of_nothing
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, takes_rows
 
 _BATCH = 2
@@ -109,6 +109,8 @@ def _input_text(inputs: tuple[TensorSpec, ...]) -> str:
 def _hint(error: BaseException, at: Whereabouts, inputs: tuple[TensorSpec, ...]) -> str:
     """Return what to do about a failure of forward, judged by its message and its place."""
     text = str(error)
+    if (nothing := hint_of_nothing(error)) is not None:
+        return f"the first run is on zeros; {nothing}"
     if (
         isinstance(at.module, nn.Embedding | nn.EmbeddingBag)
         or "to have one of the following scalar types: Long" in text

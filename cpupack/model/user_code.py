@@ -9,6 +9,8 @@ from pathlib import Path
 
 from cpupack.errors import CalibrationError, CpupackError
 
+_OF_NOTHING = ("numel() == 0", "non-zero size", "must be non-empty", "over an empty dimension", "with size 0")
+"""How torch says that a maximum, a quantile or an entry is asked of no values."""
 _HERE = str(Path(__file__).parents[1])
 
 
@@ -35,8 +37,20 @@ def running_on(data: str) -> Iterator[None]:
     except Exception as error:
         raise CalibrationError(
             f"the model runs on zeros and fails on {data}: {describe_failure(error)}",
-            hint="are these the values that the model takes? For token ids: whole numbers below the size of its table",
+            hint=hint_of_nothing(error)
+            or "are these the values that the model takes? For token ids: whole numbers below the size of its table",
         ) from error
+
+
+def hint_of_nothing(error: BaseException) -> str | None:
+    """Return what to do where a maximum or the like is taken of no value; None for any other failure."""
+    if not any(words in str(error) for words in _OF_NOTHING):
+        return None
+    return (
+        "it is asked of no value, since a mask chooses nothing of some inputs, and a wheel must answer these, too. "
+        "Keep all values, fill those that do not count, and take a default where there is none: "
+        "torch.where(mask, x, -1e30).amax(1), then torch.where(mask.any(1), found, 0.0)"
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpupack.effort import GIGA, samples_within
 from cpupack.errors import ModelError
 from cpupack.model.checkpoint import take
 from cpupack.model.directories import directory_of, weights_of
@@ -34,7 +35,9 @@ from cpupack.runtime.manifest import hash_file
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.signature import Signature
 
-_SETTLING_SAMPLES = 8
+_SETTLING_SAMPLES, _FEWEST_SETTLING = 8, 2
+_SETTLING_MACS = 200 * GIGA
+"""Multiply-adds of the batch that settles random weights, some seconds. A larger model has more places in a sample."""
 _LEAST_IMAGE = 8
 """The height or width, in pixels, from which an input has a spectrum like a photograph."""
 _CONNECT_TIMEOUT_S = 15
@@ -54,10 +57,19 @@ class LoadedWeights:
 
 @dataclass(frozen=True)
 class Settling:
-    """How to run a model on made-up inputs: ``module`` takes one tensor, in which those of ``signature`` are."""
+    """How to run a model on made-up inputs: ``module`` takes one tensor, in which those of ``signature`` are.
+
+    ``macs`` are the multiply-adds of a sample, 0 where nobody has counted them.
+    """
 
     module: nn.Module
     signature: Signature
+    macs: int = 0
+
+    @property
+    def samples(self) -> int:
+        """How many inputs settle random weights."""
+        return samples_within(_SETTLING_MACS, self.macs, most=_SETTLING_SAMPLES, least=_FEWEST_SETTLING)
 
     @classmethod
     def of(cls, module: nn.Module, *shape: int) -> Settling:
@@ -138,7 +150,7 @@ def settle_batch_norms(settling: Settling, seed: int, progress: Progress) -> Non
         norm.reset_running_stats()
         norm.train()
         norm.momentum = None  # a plain average, so one batch sets the statistics entirely
-    noise = _made_up(settling.signature, seed)
+    noise = _made_up(settling.signature, seed, settling.samples)
     before = copy.deepcopy(module.state_dict())
     try:
         with torch.no_grad():
@@ -153,21 +165,21 @@ def settle_batch_norms(settling: Settling, seed: int, progress: Progress) -> Non
         norm.eval()
 
 
-def _made_up(signature: Signature, seed: int) -> torch.Tensor:
+def _made_up(signature: Signature, seed: int, count: int) -> torch.Tensor:
     """Return a batch that the model takes: noise, and random ids, masks and pixels where the inputs are these."""
     if not signature.takes_rows:
-        return _noise(signature.inputs[0].shape, seed)
-    return torch.from_numpy(random_rows(signature.inputs, np.random.default_rng(seed), _SETTLING_SAMPLES))
+        return _noise(signature.inputs[0].shape, seed, count)
+    return torch.from_numpy(random_rows(signature.inputs, np.random.default_rng(seed), count))
 
 
-def _noise(input_shape: Sequence[int], seed: int) -> torch.Tensor:
+def _noise(input_shape: Sequence[int], seed: int, count: int) -> torch.Tensor:
     """Return seeded noise of unit variance; for images with the spectrum of photographs, an amplitude of 1/f.
 
     White noise has hardly anything left after a few averages, so norms that have seen it alone make smooth images
     larger from layer to layer: RegNetY-1.6GF came to 6000, and rounding in FP32 to a third of that. Source: Field
     1987, "Relations between the statistics of natural images and the response properties of cortical cells".
     """
-    noise = torch.randn(_SETTLING_SAMPLES, *input_shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(seed))
     if len(input_shape) != 3 or min(input_shape[1:]) < _LEAST_IMAGE:
         return noise
     height, width = input_shape[1:]

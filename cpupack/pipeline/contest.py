@@ -15,6 +15,7 @@ from cpupack.artifacts import (
     Recovery,
     Slower,
 )
+from cpupack.effort import GIGA, samples_within
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.layers import describe_layers, float_notes, form_notes
 from cpupack.pipeline.candidates import candidates
@@ -42,6 +43,8 @@ from cpupack.targets import ENGINES, Target
 
 _RANKED_SAMPLES = 8
 """Number of samples on which the worst layers are found. More samples seldom change their order."""
+_RANKED_MACS = 4000 * GIGA
+"""Multiply-adds of the runs that find the worst layers, some minutes of two cores. Larger models have fewer samples."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,10 @@ def _layer_losses(
 ) -> list[LayerLoss]:
     """Return the loss of each layer when only that layer is INT8, the worst layer first."""
     spec, target = prepared.loaded.recipe.quantize, contender.scripted.target
-    found = _ranked(prepared, spec, target, corrections, progress, count=_RANKED_SAMPLES)
+    # What comes before a layer is run once for all layers.
+    each = prepared.model.macs * len(layers_of(prepared.fused, prepared.calibrated.stats)) / 2
+    count = samples_within(_RANKED_MACS, each, most=_RANKED_SAMPLES, least=1)
+    found = _ranked(prepared, spec, target, corrections, progress, count=count)
     return [LayerLoss(each.name, each.output_sqnr_db, each.skip) for each in found]
 
 
@@ -220,7 +226,8 @@ def _ranked(
     levels = 2**target.activation_bits
     calibrated = corrections.corrected(prepared, spec, target, progress)
     ranges = choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile)
-    return rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels, count=count)
+    samples, signature = prepared.reference.samples, prepared.model.signature
+    return rank(calibrated.fused, ranges, samples, progress, levels=levels, count=count, signature=signature)
 
 
 def judged(prepared: Prepared, contender: Contender) -> Contender:

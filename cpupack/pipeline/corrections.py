@@ -5,13 +5,17 @@ from __future__ import annotations
 from torch import fx
 
 from cpupack.artifacts import CalibratedModel
+from cpupack.effort import GIGA, samples_within
 from cpupack.pipeline.prepare import Prepared, calibrated_on
 from cpupack.progress import Progress
 from cpupack.recipe import Quantize, Recipe
-from cpupack.stages.correct import correct
+from cpupack.stages.correct import FEWEST, SAMPLES, correct
 from cpupack.stages.quantize.native.plan import rounded_by_range
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.targets import Target
+
+_CORRECTED_MACS = 1000 * GIGA
+"""Multiply-adds of FP32 on the samples that a correction runs, which it does twice for each form."""
 
 
 class Corrections:
@@ -42,6 +46,7 @@ class Corrections:
                 recalibrate=lambda fused: calibrated_on(fused, prepared.calibration, recipe, prepared.cache, progress),
                 progress=progress,
                 pixels=recipe.engine_preprocess is not None,
+                count=samples_within(_CORRECTED_MACS, prepared.model.macs, most=SAMPLES, least=FEWEST),
             )
         return self._by_levels[key]
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 
 from cpupack.artifacts import FloatModel, Samples
+from cpupack.effort import GIGA, samples_within
 from cpupack.progress import Progress
 from cpupack.recipe import Evaluation, LoadedRecipe
 from cpupack.recipe.gates import LABEL_GATES
 from cpupack.sources import open_source
 from cpupack.sources.states import rolled
 
-_SYNTHETIC_EVALUATION = 64
+_SYNTHETIC_EVALUATION, _FEWEST_SYNTHETIC = 64, 16
+_SYNTHETIC_MACS = 1000 * GIGA
+"""Multiply-adds of FP32 on all synthetic samples, some 20 seconds of two cores. Of a larger model there are fewer
+samples than 64, but 16 at least: nobody has asked for a number."""
 _EXAMPLES = 4
 _MOST_OUTPUT_BYTES = 2**30
 """Outputs of FP32, and those of INT8, in memory at most."""
@@ -65,6 +69,7 @@ def evaluation_samples(
             targets=spec.metric is not None,
             inputs=model.signature.inputs,
             tokenizer=model.tokenizer,
+            labels=model.labels,
         )
         return rolled(found, model)
     if calibration is not None and not calibration.synthetic:
@@ -74,7 +79,7 @@ def evaluation_samples(
     found = open_source(
         "synthetic",
         loaded,
-        samples=_SYNTHETIC_EVALUATION,
+        samples=_synthetic_count(model.macs),
         seed=seed,
         skip_corrupt=False,
         labelled=False,
@@ -83,6 +88,10 @@ def evaluation_samples(
         tokenizer=model.tokenizer,
     )
     return rolled(found, model)
+
+
+def _synthetic_count(macs: int) -> int:
+    return samples_within(_SYNTHETIC_MACS, macs, most=_SYNTHETIC_EVALUATION, least=_FEWEST_SYNTHETIC)
 
 
 def bounded(samples: Samples, output_shape: tuple[int, ...], progress: Progress) -> Samples:

@@ -77,7 +77,7 @@ def check(
         quantized, saturation = make_safe(first_as_entered, entry.target, prepared.calibration, progress)
     if quantized is not entry.quantized:
         scripted, speed = _scripted(prepared, quantized, scripted.path), None if races else speed
-    contender = compare(quantized, scripted, prepared.reference, work)
+    contender = compare(quantized, scripted, prepared.reference, work, progress)
     if races and speed is None and entry.target.runs_here and prepared.is_timed:
         speed = _race(prepared, [scripted], work, progress)[entry.target.engine]
     return dataclasses.replace(timed(contender, speed), saturation=saturation)
@@ -112,14 +112,16 @@ def _scripted(prepared: Prepared, quantized: QuantizedModel, path: Path) -> Scri
 def _race(prepared: Prepared, models: Sequence[ScriptedModel], work: Path, progress: Progress) -> dict[str, Speed]:
     """Return the speed of each model by its engine. The same files on the same CPU were perhaps timed before."""
     recipe = prepared.loaded.recipe
-    batch_size = race_batch_size(recipe)
+    batch_size = race_batch_size(recipe, prepared.model.macs)
     threads = HostProbe().budget().usable if recipe.tune.objective == "latency" else 1
     inputs = prepared.model.signature.inputs
+    # A gate that is judged by its interval needs every round, however long that takes.
+    every_round = recipe.evaluation.confident and recipe.evaluation.min_speedup is not None
 
     def make(heard: Progress) -> list[dict[str, Any]]:
         path = prepared.timed_float.saved(heard)
-        return race(models, path, inputs, work, batch_size=batch_size, threads=threads)
+        return race(models, path, inputs, work, heard, batch_size=batch_size, threads=threads, every_round=every_round)
 
     files = [(each.target.engine, script_hash(each.path), each.pixel_input) for each in models]
-    facets = (files, [each.to_dict() for each in inputs], batch_size, threads)
+    facets = (files, [each.to_dict() for each in inputs], batch_size, threads, every_round)
     return speeds_of(prepared.cache.race(facets, progress, make), [each.target.engine for each in models])

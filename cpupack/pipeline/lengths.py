@@ -153,7 +153,8 @@ def _lengthened(
             assert lengths.form is not None
             lengths = every(least, longest, lengths.inputs, lengths.outputs, lengths.form)
             lengthened, scripted = _scripted(prepared, winner, module.with_lengths(block, lengths), sample)
-    checked = _judged(prepared, winner, compare(lengthened, scripted, _blanked(prepared.reference, lengths), work))
+    blanked = _blanked(prepared.reference, lengths)
+    checked = _judged(prepared, winner, compare(lengthened, scripted, blanked, work, progress))
     more = max(0, len(block) - len(program)) / 2**20
     count = f"{len(values)} lengths" if lengths.form is None else "all lengths"
     progress.note(

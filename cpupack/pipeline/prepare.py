@@ -22,6 +22,7 @@ from cpupack.artifacts import (
 )
 from cpupack.cache import StageCache
 from cpupack.diagnostics import diagnose
+from cpupack.effort import GIGA, power_of_two, samples_within
 from cpupack.errors import QuantizationError, RecipeError
 from cpupack.lock.facts import graph_hash
 from cpupack.model.two_stages import gives_proposals
@@ -42,6 +43,8 @@ from cpupack.tasks.scores import told_by_data
 
 _OBSERVED_BATCH = 8
 _RACE_BATCH = 8
+_RACE_MACS = 64 * GIGA
+"""Multiply-adds of a call of FP32 that is timed, about two seconds of one thread. Larger models get smaller batches."""
 _COMPARED_SAMPLES = 64
 
 
@@ -131,7 +134,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
             cached=cache.outputs,
         )
         # A trace of the model as loaded may hold the size of its batch, so it is that of the race.
-        rows = np.arange(race_batch_size(recipe)) % len(reference.samples)
+        rows = np.arange(race_batch_size(recipe, model.macs)) % len(reference.samples)
         timed_float = TimedFloat(model, captured, reference.samples.take(rows), work / "float.pt")
     return Prepared(
         loaded, model, fused, calibrated, calibration, reference, timed_float, diagnosis, graph_sha256, cache
@@ -175,9 +178,11 @@ def calibrated_on(
     )
 
 
-def race_batch_size(recipe: Recipe) -> int:
-    """Return how many samples a call has when engines are timed against FP32."""
-    return 1 if recipe.tune.objective == "latency" else _RACE_BATCH
+def race_batch_size(recipe: Recipe, macs: int) -> int:
+    """Return how many samples a call has when engines are timed against FP32, by a sample's multiply-adds."""
+    if recipe.tune.objective == "latency":
+        return 1
+    return power_of_two(samples_within(_RACE_MACS, macs, most=_RACE_BATCH, least=1))
 
 
 def diagnosed(

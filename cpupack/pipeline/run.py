@@ -225,7 +225,7 @@ def _tune(
     if not options.tune:
         return TunePlan(tuned=False, objective=loaded.recipe.tune.objective, reason="built with --no-tune")
     with progress.stage(f"tune ({target.cpu})"):
-        return tune(staged, loaded.recipe, target, progress)
+        return tune(staged, loaded.recipe, target, winner.report, progress)
 
 
 def _facts(settled: Settled, loss_report: Loss | None, plan: TunePlan, progress: Progress) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class OutputSpec:
     ``apply`` is None, ``softmax``, ``sigmoid`` or ``argmax``; softmax and argmax go over dimension ``dim`` of the
     output, in which the batch is dimension 0. ``rows_of`` is the output with the boxes to which rows belong, None where
     every row has its place: engines may give the rows of proposals in different orders. ``whole`` is the dtype of an
-    output of whole numbers or truth values, which the engine gives as float32: indices of a class, a mask.
+    output of whole numbers or truth values, which the engine gives as float32: indices of a class, a mask. Without
+    ``judged`` it is not compared: most of its values are of things that the task leaves out.
     """
 
     name: str
@@ -60,6 +61,7 @@ class OutputSpec:
     dim: int = 1
     rows_of: str | None = None
     whole: str | None = None
+    judged: bool = True
 
     def __post_init__(self) -> None:
         if self.whole is not None and (self.whole not in WHOLE or self.apply is not None):
@@ -105,13 +107,15 @@ class OutputSpec:
         """Return JSON-ready values; ``from_dict`` reads them back."""
         found = {"name": self.name, "shape": list(self.shape), "apply": self.apply, "dim": self.dim}
         found |= {} if self.whole is None else {"whole": self.whole}
+        found |= {} if self.judged else {"judged": False}
         return found | ({} if self.rows_of is None else {"rows_of": self.rows_of})
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> OutputSpec:
         """Read what ``to_dict`` wrote."""
         dim = raw.get("dim", 1)
-        return cls(str(raw["name"]), shape_of(raw), raw.get("apply"), dim, raw.get("rows_of"), raw.get("whole"))
+        named = str(raw["name"]), shape_of(raw), raw.get("apply"), dim
+        return cls(*named, raw.get("rows_of"), raw.get("whole"), raw.get("judged", True))
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,8 @@ class Signature:
     def compared(self, reference: Floats, actual: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Return the outputs of two engines as ``split`` does, with the rows of proposals in the reference's order.
 
+        Outputs that are not ``judged`` are left out.
+
         Whole numbers may be classes, which have no distance, or counts, which have. Where the share of others gives the
         better SQNR, ones are compared with ones where the values are equal and zeros elsewhere.
         """
@@ -263,6 +269,9 @@ class Signature:
         for name, own in boxes.items():
             rows[name] = [nearest_rows(one, other) for one, other in zip(own, found[name], strict=True)]
         for each in self.outputs:
+            if not each.judged:
+                del expected[each.name], found[each.name]
+                continue
             if each.rows_of is not None and len(reference):
                 values, places = zip(expected[each.name], boxes[each.rows_of], strict=True), rows[each.rows_of]
                 expected[each.name] = np.stack([of_boxes(*pair) for pair in values])

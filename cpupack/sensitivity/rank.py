@@ -129,8 +129,10 @@ def _measure(
 
 
 def _sqnr_db(reference: FloatArray, output: FloatArray, signature: Signature | None) -> float:
-    """Return the SQNR of a trial. Rows of proposals, which have no order, are compared box by box."""
-    if signature is None or all(each.rows_of is None for each in signature.outputs):
+    """Return the SQNR of a trial. Rows of proposals, which have no order, are compared box by box; what is not judged
+    does not count.
+    """
+    if signature is None or all(each.rows_of is None and each.judged for each in signature.outputs):
         return accuracy.sqnr_db(reference, output)
     return worst_sqnr_db(signature, reference, output)
 

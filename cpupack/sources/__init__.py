@@ -35,6 +35,7 @@ def open_source(
     targets: bool = False,
     inputs: tuple[TensorSpec, ...] | None = None,
     tokenizer: TextInput | None = None,
+    labels: tuple[str, ...] | None = None,
 ) -> Samples:
     """Read the data that ``spec`` (``[calibration] source`` or ``[evaluation] source``) names.
 
@@ -42,6 +43,7 @@ def open_source(
     for class indices; without them it is an error unless ``required`` is false. ``targets`` asks for what a metric
     compares outputs with: an array of any shape, or the labels if there is no such array. ``inputs`` are those of the
     model with what is known of them after loading; by default those of the recipe. ``tokenizer`` makes inputs of text.
+    ``labels`` are those of the model, by default those of the recipe.
     Raises CalibrationError when the data is missing, unusable, or does not fit the model's input.
     """
     kind, _, rest = spec.partition(":")
@@ -62,5 +64,6 @@ def open_source(
         required,
         targets,
         tokenizer,
+        labels,
     )
     return _KINDS[kind](rest, request)

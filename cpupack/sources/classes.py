@@ -44,7 +44,9 @@ def class_indices(folders: list[str], request: Request) -> dict[str, int]:
 
 
 def labels_of(request: Request) -> list[str] | None:
-    """Return the labels of the recipe, None without. Raises CalibrationError for a file that cannot be read."""
+    """Return the labels of the model or the recipe, None without. Raises CalibrationError for an unreadable file."""
+    if request.labels is not None:
+        return list(request.labels)
     labels = request.loaded.recipe.model.labels
     if labels is None or isinstance(labels, list):
         return labels

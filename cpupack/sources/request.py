@@ -42,7 +42,8 @@ class Request:
 
     ``inputs`` are those of the model. ``samples`` None means all. ``labelled`` asks for a class index with each sample,
     ``targets`` for what a user's metric compares outputs with. If the data has no labels or targets, that is an error
-    if they are ``required``; otherwise they are left out. ``tokenizer`` is that of a model that takes text.
+    if they are ``required``; otherwise they are left out. ``tokenizer`` is that of a model that takes text. ``labels``
+    are names that the model itself has, None for those of the recipe.
     """
 
     spec: str
@@ -56,6 +57,7 @@ class Request:
     required: bool = True
     targets: bool = False
     tokenizer: TextInput | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from cpupack.model.padding_side import with_needed_side
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, known_labels
 from cpupack.model.stream_check import check_stream
-from cpupack.model.tasks import check_labels, task_of
+from cpupack.model.tasks import check_labels, names_of_heads, task_of, with_judged
 from cpupack.model.text_input import check_task, check_tokenizer, text_input, with_mask, with_pads
 from cpupack.model.trial_run import runs_channels_last, try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
@@ -55,7 +55,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     # Before the weights: random ones are settled on inputs that the model takes.
     check_vocabularies(fitted.module, fitted.signature)
     signature = with_rows(module, with_vocabularies(fitted.module, fitted.signature))
-    weights = load_weights(module, loaded, progress, Settling(fitted.module, signature))
+    weights = load_weights(module, loaded, progress, Settling(fitted.module, signature, macs))
     check_finite(module, weights.origin)
     if lazy and spec.weights == "factory":
         progress.warn(
@@ -76,6 +76,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     text = with_needed_side(text_input(loaded, signature, progress), fitted.module, signature, loaded, progress)
     check_task(task, signature, text)
     check_end(module, text)
+    signature = with_judged(signature, task)
     channels_last = runs_channels_last(fitted.module, signature.inputs)
     signature = with_pads(with_mask(signature, text), text, loaded.recipe.tokenizer)
     return FloatModel(
@@ -104,8 +105,9 @@ def _labels(
     loaded: LoadedRecipe, task: TaskSpec, signature: Signature, weights: LoadedWeights, progress: Progress
 ) -> tuple[str, ...] | None:
     spec = loaded.recipe.model.labels
+    shapes = {each.name: each.result_shape for each in signature.outputs}
     if spec is None:
-        return None
+        return names_of_heads(task, shapes)
     if spec in KNOWN_LABELS:
         labels = known_labels(str(spec))
         where = f'"{spec}"'
@@ -118,7 +120,7 @@ def _labels(
         where = str(path)
     else:
         labels, where = tuple(spec), "the list"
-    check_labels(labels, where, task, {each.name: each.result_shape for each in signature.outputs})
+    check_labels(labels, where, task, shapes)
     if weights.random:
         progress.note("the wheel has labels, but with random weights the predictions mean nothing")
     return labels

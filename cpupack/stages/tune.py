@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from statistics import median
 
-from cpupack.artifacts import StagedProject, TunePlan
+from cpupack.artifacts import StagedProject, TunePlan, VerifyReport
 from cpupack.errors import TuningError
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
@@ -18,10 +19,11 @@ from cpupack.runtime.tune.space import make_space
 from cpupack.targets import Target
 
 
-def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progress) -> TunePlan:
+def tune(staged: StagedProject, recipe: Recipe, target: Target, report: VerifyReport, progress: Progress) -> TunePlan:
     """Search threads x instances x batch size within ``[tune] budget_s`` and return the best with all measurements.
 
-    A target that this host cannot run is not tuned, and the plan says so. Raises TuningError when nothing could be
+    ``report`` has the race against FP32, which says about how long a sample takes. A target that this host cannot run
+    is not tuned, and the plan says so. Raises TuningError when nothing could be
     measured, or when no setting meets ``[tune] max_latency_ms``.
     """
     options = recipe.tune
@@ -47,6 +49,7 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
             options.budget_s,
             time.monotonic,
             show,
+            sample_s=_sample_s(report, target),
         )
     except TuningFailedError as error:
         raise TuningError(str(error), hint=_hint(recipe)) from error
@@ -66,6 +69,12 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
         rows=tuple(row.to_dict() for row in outcome.rows),
         searched_s=outcome.searched_s,
     )
+
+
+def _sample_s(report: VerifyReport, target: Target) -> float:
+    """Return the seconds that a sample took in the race, 0 where none was timed."""
+    rows = [row for row in report.speed_rows if row["name"] == target.engine]
+    return median(row["latency_ms"] / row["batch_size"] for row in rows) / 1000.0 if rows else 0.0
 
 
 def _bench(staged: StagedProject, objective: str, budget_s: float) -> BenchProcess:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpupack.metric import OfRows, of_sums
-from cpupack.runtime.tasks.base import Presenter
+from cpupack.runtime.tasks.base import Presenter, in_rows
 from cpupack.runtime.tasks.boxes import iou
 from cpupack.runtime.tasks.decode import Candidates
 from cpupack.runtime.tasks.detection import DetectionPresenter
@@ -69,7 +69,7 @@ def decisions_of_rows(presenter: Presenter | None, expected: Named, found: Named
     """Return ``same_decisions`` as a function of the samples, None without decisions."""
     if isinstance(presenter, MultilabelPresenter):
         spec = presenter.spec
-        (one,), (other,) = expected.values(), found.values()
+        one, other = in_rows(expected), in_rows(found)
         pairs = [(probabilities(one, spec.scores), probabilities(other, spec.scores), spec.threshold)]
     elif isinstance(presenter, RawPresenter):
         pairs = [

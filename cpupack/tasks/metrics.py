@@ -19,7 +19,7 @@ from cpupack.metric import Metric, OfRows, Outputs, of_sums
 from cpupack.recipe.metrics import known_metric, recall_at
 from cpupack.runtime.tasks import kinds
 from cpupack.runtime.tasks.answers import input_size
-from cpupack.runtime.tasks.base import Presenter
+from cpupack.runtime.tasks.base import Presenter, in_rows
 from cpupack.runtime.tasks.detection import DetectionPresenter, label_count
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.regression import RegressionPresenter
@@ -166,7 +166,7 @@ def absolute_errors(presenter: Presenter, outputs: Mapping[str, Array], targets:
     They are in the units of the values: outputs are scaled as ``predict`` does.
     """
     assert isinstance(presenter, RegressionPresenter)
-    (rows,) = outputs.values()
+    rows = in_rows(outputs)
     found = np.array([[value.value for value in presenter.present({"": row}, None).values] for row in rows])
     expected = np.asarray(targets, np.float64).reshape(len(targets), -1)
     if expected.shape != found.shape:
@@ -179,7 +179,7 @@ def labels_in_common(presenter: Presenter, outputs: Mapping[str, Array], targets
 
     ``targets`` ``(n, labels)`` are 0 or 1.
     """
-    (rows,) = outputs.values()
+    rows = in_rows(outputs)
     given = np.asarray(targets).reshape(len(targets), -1)
     if not np.isin(given, (0, 1)).all():
         raise VerificationError(
@@ -187,8 +187,8 @@ def labels_in_common(presenter: Presenter, outputs: Mapping[str, Array], targets
             hint="leave out samples with labels that nobody knows",
         )
     expected = given.astype(bool)
-    if expected.shape != (len(rows), int(np.prod(rows.shape[1:]))):
-        raise _wrong("f1", f"{int(np.prod(rows.shape[1:]))} truth values for each sample", targets)
+    if expected.shape != rows.shape:
+        raise _wrong("f1", f"{rows.shape[1]} truth values for each sample", targets)
     found = np.zeros_like(expected)
     for row, values in enumerate(rows):
         for label in presenter.present({"": values}, None).labels:
@@ -245,7 +245,7 @@ def detected(ious: slice, presenter: Presenter, outputs: Mapping[str, Array], ta
     if targets.shape[2] == 6 and not np.isin(targets[..., 5][targets[..., 4] >= 0], (0, 1)).all():
         raise VerificationError("[evaluation] metric map: the sixth number of a box says whether it is a crowd, 0 or 1")
     shapes = {name: each.shape[1:] for name, each in outputs.items()}
-    _check_classes("map", targets[..., 4], label_count(shapes, presenter.spec), "the boxes")
+    _check_classes("map", targets[..., 4], label_count(shapes, presenter.spec) or None, "the boxes")
     if presenter.first_class and (targets[..., 4] == 0).any():
         raise VerificationError(
             "[evaluation] metric map: the boxes have class 0, which stands for nothing, so none could be found",

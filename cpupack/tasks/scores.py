@@ -13,6 +13,7 @@ import torch
 from cpupack.artifacts import FloatModel, Samples
 from cpupack.model.user_code import running_on
 from cpupack.runtime.tasks import detection
+from cpupack.runtime.tasks.base import in_rows
 from cpupack.runtime.tasks.segmentation import holds_scores
 from cpupack.runtime.tasks.spec import CLASSIFICATION, TaskSpec
 
@@ -30,6 +31,8 @@ def doubt_of(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> str | N
     label counts.
     """
     scores = _scores(spec, outputs)
+    if scores is not None and (chosen := _holds_class(spec, outputs, scores)) is not None:
+        return chosen
     if scores is None or not scores.size or not np.isfinite(scores).all():
         return None
     least, most = float(scores.min()), float(scores.max())
@@ -73,7 +76,9 @@ def _scores(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDAr
         count = len(next(iter(outputs.values())))
         rows = [detection.parts({name: each[row] for name, each in outputs.items()}, spec) for row in range(count)]
         return np.stack([_of_boxes(scores, objects) for _, scores, objects in rows])
-    if spec.kind in (CLASSIFICATION, "multilabel"):
+    if spec.kind == "multilabel":
+        return in_rows(outputs)
+    if spec.kind == CLASSIFICATION:
         (scores,) = outputs.values()
         return scores
     if spec.kind == "segmentation":
@@ -81,6 +86,20 @@ def _scores(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDAr
         one = maps.shape[1] == 1 if maps.ndim == 4 else spec.squeezed or holds_scores(maps)
         return maps if one else None
     return None
+
+
+def _holds_class(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]], scores: npt.NDArray[Any]) -> str | None:
+    """Return why rows of six numbers are no boxes with two scores: the last one is a class, as of YOLO's own end."""
+    if spec.kind != "detection" or len(outputs) > 1 or spec.objectness or scores.shape[-1] != 2:
+        return None
+    last = scores[..., 1]
+    if not np.isfinite(last).all() or (last != np.rint(last)).any() or last.min() == last.max():
+        return None
+    return (
+        f"the last of the six numbers of each box is whole on {len(scores)} samples, so it looks like a class, and is "
+        'read as the score of a second one: return {"boxes": y[..., :4], "scores": y[..., 4], "labels": y[..., 5]} '
+        "from forward"
+    )
 
 
 def _of_boxes(scores: npt.NDArray[Any], objects: npt.NDArray[Any] | None) -> npt.NDArray[Any]:

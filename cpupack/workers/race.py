@@ -20,18 +20,22 @@ import torch
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.rows import random_engine_input
 from cpupack.runtime.tensor_spec import TensorSpec
+from cpupack.workers.steps import tell
 
 _TWICE, _CLEARLY = 2.0, 1.25
 """A model leaves the race after two rounds if another was faster by the first factor in both, else by the second."""
 _HOPELESS = 4.0
 """A model that takes that many times as long as the fastest so far is not warmed up further."""
+_LEAST_ROUNDS = 3
+"""Of these the median is taken, however long they take."""
 
 
 def main(spec_path: str) -> None:
     """Time each of ``entries`` ``{name, path, engine, pixel_input}`` on the same pixels. The first is FP32.
 
     Writes ``rows`` ``{round, name, latency_ms}``. A model that cannot win leaves the race early.
-    SPEC also holds ``inputs``, ``batch_size``, ``threads``, ``rounds`` and ``round_s``.
+    SPEC also holds ``inputs``, ``batch_size``, ``threads``, ``rounds``, ``round_s``, and ``most_s``: no round but the
+    first three begins that would end later than that, None for no such limit.
     """
     spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
     inputs = tuple(TensorSpec.from_dict(each) for each in spec["inputs"])
@@ -39,7 +43,9 @@ def main(spec_path: str) -> None:
     batches: dict[str, torch.Tensor] = {}
     calls: dict[str, int] = {}
     fastest_s = math.inf
-    for entry in spec["entries"]:
+    parts = len(spec["entries"]) + spec["rounds"]
+    for done, entry in enumerate(spec["entries"]):
+        tell(spec_path, done, parts, "models warmed up and rounds")
         pool = InstancePool(Path(entry["path"]), entry["engine"], spec["threads"], instances=1)
         batch = torch.from_numpy(
             random_engine_input(inputs, np.random.default_rng(0), spec["batch_size"], pixel_input=entry["pixel_input"])
@@ -55,7 +61,12 @@ def main(spec_path: str) -> None:
         calls[entry["name"]] = max(1, round(spec["round_s"] / seconds))
     float_name, *running = pools
     rows: list[dict[str, Any]] = []
+    started_s = time.perf_counter()
     for number in range(spec["rounds"]):
+        spent_s = time.perf_counter() - started_s
+        if number >= _LEAST_ROUNDS and spec["most_s"] is not None and spent_s * (number + 1) > spec["most_s"] * number:
+            break
+        tell(spec_path, len(pools) + number, parts, "models warmed up and rounds")
         order = [float_name, *running] if number % 2 == 0 else [*reversed(running), float_name]
         for name in order:
             seconds = _time(pools[name], batches[name], calls[name])

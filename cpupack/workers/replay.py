@@ -17,6 +17,7 @@ import torch
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.images.preprocess import PreprocessSpec
+from cpupack.workers.steps import tell
 
 
 def main(spec_path: str) -> None:
@@ -28,6 +29,7 @@ def main(spec_path: str) -> None:
         for job in spec["jobs"]:
             outputs = []
             for start in range(0, job["rows"], job["batch_size"]):
+                tell(spec_path, start, job["rows"], "samples")
                 chunk = np.array(data[start : min(start + job["batch_size"], job["rows"])])
                 ready = model_input(chunk, preprocess, pixel_input=spec["pixel_input"] and not job["floats"])
                 outputs.append(pool.run(torch.from_numpy(ready)).numpy())

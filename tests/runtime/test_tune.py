@@ -45,7 +45,14 @@ class Machine:
     def search(self, space: Space, objective: str = "throughput", **changes: Any) -> Outcome:
         options = {"max_latency_ms": None, "budget_s": 60.0, **changes}
         return search(
-            self, space, objective, options["max_latency_ms"], options["budget_s"], self.clock, lambda _: None
+            self,
+            space,
+            objective,
+            options["max_latency_ms"],
+            options["budget_s"],
+            self.clock,
+            lambda _: None,
+            sample_s=options.get("sample_s", 0.0),
         )
 
 
@@ -63,6 +70,17 @@ def falling(setting: Setting) -> float:
 def threads_win(setting: Setting) -> float:
     """Memory bandwidth: instances hinder each other."""
     return 40.0 * setting.threads**0.9 * setting.instances**0.3 * setting.batch_size**0.2
+
+
+def test_the_first_batch_is_small_where_a_sample_takes_seconds() -> None:
+    """The middle of 1 to 64 samples of 4 seconds took two minutes of a budget of one."""
+    machine = Machine(lambda setting: 0.25 * setting.instances)
+    outcome = machine.search(make_space(1, "throughput", None, BATCHES), sample_s=4.0)
+    assert machine.order[0].batch_size == outcome.setting.batch_size == 1
+    assert machine.time_s <= 60.0
+    quick = Machine(rising)
+    quick.search(make_space(1, "throughput", None, BATCHES), sample_s=0.01)
+    assert quick.order[0].batch_size == 8
 
 
 def test_two_cores_have_three_layouts_the_full_ones_first() -> None:

@@ -143,6 +143,21 @@ def test_the_race_times_everything_interleaved_and_the_ratio_follows_from_its_ro
     assert speed.ci95 is None  # three rounds are too few for 95 %
 
 
+def test_a_slow_model_is_timed_in_three_rounds(
+    contender: Contender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven rounds of a call of twenty seconds took minutes."""
+    monkeypatch.setattr("cpupack.stages.verify.timing._ROUND_S", 0.001)
+    monkeypatch.setattr("cpupack.stages.verify.timing._MOST_S", 0.0)
+    path = script_float(float_model(net()), tmp_path / "float.pt")
+    inputs = Signature.plain(SHAPE, ()).inputs
+    progress = Recorder()
+    rows = race([contender.scripted], path, inputs, tmp_path, progress, batch_size=1, threads=1)
+    assert {row["round"] for row in rows} == {0, 1, 2}
+    rows = race([contender.scripted], path, inputs, tmp_path, batch_size=1, threads=1, every_round=True)
+    assert {row["round"] for row in rows} == set(range(7))  # what a gate needs that is judged by its interval
+
+
 def test_a_model_leaves_the_race_when_another_was_clearly_faster_in_every_round() -> None:
     def rows(name: str, *times_ms: float) -> list[dict[str, Any]]:
         return [{"round": number, "name": name, "latency_ms": ms} for number, ms in enumerate(times_ms)]

@@ -13,10 +13,10 @@ from torch import nn
 
 from cpupack.artifacts import FloatModel, Samples
 from cpupack.errors import ModelError
-from cpupack.model.tasks import check_labels, task_of
+from cpupack.model.tasks import check_labels, names_of_heads, task_of, with_judged
 from cpupack.recipe import Task
 from cpupack.runtime.images.spec import PreprocessSpec
-from cpupack.runtime.signature import INPUT, OutputSpec, Signature
+from cpupack.runtime.signature import INPUT, OutputSpec, Signature, worst_sqnr_db
 from cpupack.runtime.tasks import kinds
 from cpupack.runtime.tasks.answers import input_size
 from cpupack.runtime.tasks.frame import Frame
@@ -204,17 +204,82 @@ def test_no_advice_leaves_out_what_is_wanted() -> None:
         return caught.value.hint or ""
 
     chosen = OutputSpec("boxes", (8, 4)), OutputSpec("labels", (8,), whole="int64"), OutputSpec("scores", (8,))
-    assert hint("detection", *chosen).startswith('"labels" may be the class of each box, and is not read')
+    others = OutputSpec("xyxy", (8, 4)), OutputSpec("best", (8,)), OutputSpec("cls", (8,), whole="int64")
+    assert hint("detection", *others) == (
+        '[[output]] tables: name = "xyxy" with rename = "boxes"; name = "best" with rename = "scores"; '
+        'name = "cls" with rename = "labels"'
+    )
+    unlike = OutputSpec("labels", (8, 1), whole="int64")
+    assert hint("detection", chosen[0], unlike, chosen[2]).startswith('"labels" may be the class of each box, and is')
     all_scores = OutputSpec("logits", (8, 3))
     assert hint("detection", *chosen[:2], all_scores) == (
         '[[output]] tables: name = "logits" with rename = "scores"; name = "labels" with drop = true'
     )
-    two = hint("regression", OutputSpec("age", (1,)), OutputSpec("size", (2,)))
-    assert two.startswith("return all values as one tensor, torch.cat([age, size], 1); or leave some out, [[output]]")
+    age, maps = OutputSpec("age", (1,)), OutputSpec("maps", (4, 8, 8))
+    two = hint("regression", age, OutputSpec("size", (2,)), maps)
+    assert two == 'leave out what is no row of values, [[output]] tables: name = "maps" with drop = true'
     mask, features = OutputSpec("mask", (8, 8), whole="bool"), OutputSpec("features", (9,))
     assert hint("segmentation", mask, features) == '[[output]] tables: name = "features" with drop = true'
     points = hint("keypoints", OutputSpec("output", (5, 2), whole="int64"))
     assert points == 'set kind = "raw", which gives it as it is; or return it as floats: output.float()'
+
+
+def test_a_detector_may_choose_the_class_of_each_box() -> None:
+    """It was refused: most detectors that people write end in ``scores.max(-1)``."""
+    best, labels = SCORES.max(axis=1), SCORES.argmax(axis=1)
+    whole = task_of(Task(kind="detection", threshold=0.6), chosen_by(best, labels))
+    presenter = kinds.presenter(whole, kinds.Model(("a", "b"), (SIZE, SIZE)))
+    result = presenter.present({"boxes": BOXES, "scores": best, "labels": labels}, None)
+    alone = np.where(labels[:, None] == np.arange(6), SCORES, np.float32(-50))
+    assert [(one.index, one.score, one.box) for one in result.found] == found(
+        {"threshold": 0.6}, boxes=BOXES, scores=alone
+    )
+    assert {one.label for one in result.found} >= {"a", "b", "2"}  # a class without a name keeps its number
+    nothing = presenter.present({"boxes": BOXES, "scores": best, "labels": np.where(labels > 0, -1, labels)}, None)
+    assert {one.index for one in nothing.found} == {0}
+    with pytest.raises(ModelError, match='background = "last" is about the scores of all classes'):
+        task_of(Task(kind="detection", background="last"), chosen_by(best, labels))
+
+
+def chosen_by(best: Any, labels: Any) -> Signature:
+    specs = OutputSpec("boxes", BOXES.shape), OutputSpec("scores", best.shape)
+    return Signature((TensorSpec(INPUT, (3, SIZE, SIZE)),), (*specs, OutputSpec("labels", labels.shape, whole="int64")))
+
+
+def test_the_class_of_what_is_no_object_is_not_compared() -> None:
+    """Of nothing it is chance, and its SQNR would fail every gate."""
+    of = with_judged(chosen_by(SCORES[:, 0], SCORES[:, 0]), TaskSpec.of("detection"))
+    rows = np.concatenate([BOXES.reshape(1, -1), SCORES[None, :, 0], np.zeros((1, 30), np.float32)], axis=1)
+    other = np.concatenate([rows[:, :-30], np.ones((1, 30), np.float32)], axis=1)
+    expected, actual = of.compared(rows, other)
+    assert list(expected) == list(actual) == ["boxes", "scores"]
+    assert worst_sqnr_db(of, rows, other) > 100
+    assert Signature.from_dicts(**of.to_dicts()) == of  # the wheel's own verify compares so, too
+
+
+@pytest.mark.parametrize("kind", ["regression", "multilabel"])
+def test_the_values_of_several_heads_are_one_result(kind: str) -> None:
+    heads = Signature(
+        (TensorSpec(INPUT, (3, SIZE, SIZE)),),
+        (OutputSpec("age", (1,)), OutputSpec("height", ()), OutputSpec("angles", (2,))),
+    )
+    shapes = {each.name: each.result_shape for each in heads.outputs}
+    outputs = {"age": np.float32([1]), "height": np.float32(2), "angles": np.float32([3, -4])}
+    spec = task_of(Task.model_validate({"kind": kind}), heads)
+    names = names_of_heads(spec, shapes)
+    assert names == ("age", "height", "angles 0", "angles 1")
+    result = kinds.presenter(spec, kinds.Model(names)).present(outputs, None)
+    if kind == "regression":
+        assert [(each.name, each.value) for each in result.values] == list(zip(names, [1, 2, 3, -4], strict=True))
+        scaled = task_of(Task(kind="regression", scale=[1.0, 1.0, 2.0, 1.0]), heads)
+        assert kinds.presenter(scaled, kinds.Model(names)).present(outputs, None)["angles 0"] == 6
+        with pytest.raises(ModelError, match="scale has 3 entries for 4 values"):
+            task_of(Task(kind="regression", scale=[1.0] * 3), heads)
+    else:
+        assert [each.label for each in result.labels] == ["angles 0", "height", "age"]
+    check_labels(("a", "b", "c", "d"), "the list", spec, shapes)
+    with pytest.raises(ModelError, match="2 names"):
+        check_labels(("a", "b"), "the list", spec, shapes)
 
 
 def test_boxes_lie_in_the_frames_of_a_video_and_in_no_table() -> None:

@@ -52,7 +52,8 @@ def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
             return [("top", _structs(*_CLASS, ("probability", pa.float64())))]
         case "multilabel":
             labels = _structs(*_CLASS, ("probability", pa.float64()))
-            return [("labels", labels), ("threshold", pa.float64()), ("probabilities", pa.list_(pa.float64(), size))]
+            count = sum(each.size for each in signature.outputs)
+            return [("labels", labels), ("threshold", pa.float64()), ("probabilities", pa.list_(pa.float64(), count))]
         case "regression":
             return [("values", _structs(("name", pa.string()), ("value", pa.float64()), ("unit", pa.string())))]
         case "embedding":

@@ -70,6 +70,7 @@ def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     )
     softmaxed = spec.background and spec.scores == "logits"
     yield f"Its scores are those of the classes; {_chance(spec, applied, 'softmax' if softmaxed else 'sigmoid')}."
+    yield "Where `labels` is an output, it has the class of each box, and the score is that of this class."
     if spec.objectness:
         yield "The score of each class is to be multiplied by that of any object at all (objectness)."
     if spec.background:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,14 +48,35 @@ class Presenter(Protocol):
 
 
 def label_of(labels: Labels, index: int) -> str:
-    """Return the name of a class or value, its number without labels."""
-    return labels[index] if labels else str(index)
+    """Return the name of a class or value, its number without labels or beyond them, as a map of classes may have."""
+    return labels[index] if labels and index < len(labels) else str(index)
 
 
 def only(outputs: Mapping[str, Any]) -> Any:
     """Return the one output of a kind that has one."""
     (value,) = outputs.values()
     return value
+
+
+def in_one_row(outputs: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Return the values ``(n,)`` of all outputs of one sample, in their order: each head of a model has some."""
+    return np.concatenate([np.asarray(each).reshape(-1) for each in outputs.values()])
+
+
+def in_rows(outputs: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Return what ``in_one_row`` does for outputs ``(n, ...)`` of several samples, ``(n, values)``."""
+    return np.concatenate([np.asarray(each).reshape(len(each), -1) for each in outputs.values()], axis=1)
+
+
+def are_heads(outputs: Shapes) -> bool:
+    """Return whether each of several outputs is one number or a row of them."""
+    return len(outputs) > 1 and all(len(shape) <= 1 for shape in outputs.values())
+
+
+def head_names(outputs: Shapes) -> tuple[str, ...]:
+    """Return a name for each value of several heads: that of its output, with its number where that has several."""
+    sizes = {name: math.prod(shape) for name, shape in outputs.items()}
+    return tuple(name if size == 1 else f"{name} {number}" for name, size in sizes.items() for number in range(size))
 
 
 def in_words(outputs: Shapes) -> str:

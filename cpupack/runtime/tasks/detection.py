@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 BOXES, SCORES, CENTERNESS, ROIS = "boxes", "scores", "centerness", "rois"
 """The names of a detector's outputs. Only FCOS has the third one, and only Faster R-CNN the last."""
+LABELS = "labels"
+"""The output with the class of each box, where the model has chosen it: ``scores`` is then that of this class."""
 OBJECTNESS = "objectness"
 """The output with the score of any object at all, where it is apart from those of the classes."""
 MOST_OF_A_CLASS = 1000
@@ -139,6 +142,8 @@ class DetectionPresenter:
             assert self.anchors is not None
             return decode.candidates(self.spec.decoder, outputs, self.anchors, self.input_size, threshold)
         boxes, scores, objects = parts(outputs, self.spec)
+        if LABELS in outputs:
+            return self._of_labels(boxes, scores, objects, np.rint(outputs[LABELS]).astype(np.int64).reshape(-1))
         softmaxed = self.spec.background and self.spec.scores == "logits"
         chances = softmax(scores) if softmaxed else probabilities(scores, self.spec.scores)
         if objects is not None:
@@ -149,6 +154,21 @@ class DetectionPresenter:
         if self.spec.background == LAST:  # DETR's queries have one object each, of the best class
             chosen = np.where(np.arange(end - first) == chosen.argmax(axis=1)[:, None], chosen, np.float32(0.0))
         return Candidates.joined(decode.per_class(corners, chosen, threshold, MOST_OF_A_CLASS, first))
+
+    def _of_labels(
+        self, boxes: Values, scores: Values, objects: Values | None, labels: npt.NDArray[np.int64]
+    ) -> Candidates:
+        """Return the boxes whose classes the model has chosen. A class below the first one is no object."""
+        wide = probabilities(scores, self.spec.scores)
+        if objects is not None:
+            wide = wide * probabilities(objects, self.spec.scores)
+        chances: Values = np.where(labels >= self.first_class, wide[:, 0], 0.0).astype(np.float32)
+        corners = clipped(to_corners(boxes, self.spec.box_format, *self.input_size), *self.input_size)
+        found = []
+        for index in np.unique(labels[chances > self.spec.threshold]):
+            where = np.flatnonzero((labels == index) & (chances > self.spec.threshold))
+            found.append(Candidates(corners[where], chances[where], labels[where]).best(MOST_OF_A_CLASS))
+        return Candidates.joined(found)
 
 
 def parts(outputs: Outputs, spec: TaskSpec) -> tuple[Values, Values, Values | None]:
@@ -177,9 +197,9 @@ def misfit(outputs: Shapes) -> str | None:
         return None
     return (
         f'needs two outputs, "{BOXES}" of shape (n, 4) and "{SCORES}" of shape (n, classes) or (n,), or one of shape '
-        f'(n, 4 + classes), or the same with a column for each box; "{OBJECTNESS}" of shape (n,) or (n, 1) may be a '
-        f"third one; the model has {in_words(outputs)}. Boxes with an angle, and others of more than four numbers, are "
-        "of kind raw"
+        f'(n, 4 + classes), or the same with a column for each box; "{OBJECTNESS}" of shape (n,) or (n, 1) may be '
+        f'another one, and beside "{SCORES}" (n,) the classes "{LABELS}" (n,); the model has {in_words(outputs)}. '
+        "Boxes with an angle, and others of more than four numbers, are of kind raw"
     )
 
 
@@ -192,7 +212,12 @@ def layout_of(outputs: Shapes) -> str | None:
 
 
 def label_count(outputs: Shapes, spec: TaskSpec) -> int:
-    """Return how many classes have names: those with scores, but for a last one that stands for nothing."""
+    """Return how many classes have names: those with scores, but for a last one that stands for nothing.
+
+    0 is any number: nothing says how many the model chooses from.
+    """
+    if LABELS in outputs:
+        return 0
     if len(outputs) == 1:
         count = only(outputs)[spec.layout == "rows"] - 4
     else:
@@ -209,7 +234,9 @@ def _columns_of(outputs: Shapes) -> bool | None:
         shape = only(outputs)
         return False if len(shape) == 2 and shape[1] > 4 else None
     boxes, scores = outputs.get(BOXES, ()), outputs.get(SCORES, ())
-    if set(outputs) - {OBJECTNESS} != {BOXES, SCORES} or len(boxes) != 2 or len(scores) not in (1, 2):
+    if set(outputs) - {OBJECTNESS, LABELS} != {BOXES, SCORES} or len(boxes) != 2 or len(scores) not in (1, 2):
+        return None
+    if LABELS in outputs and not outputs[LABELS] == scores == (math.prod(scores),):
         return None
     for columns in (False, True):
         count = boxes[columns]

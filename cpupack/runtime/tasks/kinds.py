@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,8 @@ _MISFITS: Mapping[str, Callable[[Shapes], str | None]] = {
 }
 _WITHOUT_LABELS = ("embedding", "image", ANSWER, FILL, RAW)
 _LISTS = ("units", "scale", "offset")
+ROWS = ("regression", "multilabel")
+"""Kinds whose values may come from several heads of a model, an output each."""
 
 
 def presenter(spec: TaskSpec, model: Model) -> Presenter:
@@ -98,6 +101,8 @@ def label_count(spec: TaskSpec, outputs: Shapes) -> int | None:
         return segmentation.label_count(outputs)
     if spec.kind == "detection":
         return detection.label_count(outputs, spec)
+    if spec.kind in ROWS:
+        return sum(math.prod(shape) for shape in outputs.values())
     shape = only(outputs)
     if spec.kind == TOKENS:
         return int(shape[1])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .base import Labels, Outputs, Shapes, in_words, label_of, only
+from .base import Labels, Outputs, Shapes, are_heads, in_one_row, in_words, label_of, only
 from .classification import Prediction
 from .frame import Frame
 from .scores import probabilities
@@ -48,14 +48,14 @@ class Multilabel:
 
 @dataclass(frozen=True)
 class MultilabelPresenter:
-    """Makes a ``Multilabel`` of one row of scores."""
+    """Makes a ``Multilabel`` of one row of scores, or of those of several heads."""
 
     spec: TaskSpec
     labels: Labels
     needs_frame: bool = False
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Multilabel:
-        chances = probabilities(only(outputs), self.spec.scores)
+        chances = probabilities(in_one_row(outputs), self.spec.scores)
         order = np.argsort(-chances, kind="stable")
         found = [i for i in order if chances[i] >= self.spec.threshold]
         named = tuple(Prediction(label_of(self.labels, i), int(i), float(chances[i])) for i in found)
@@ -64,6 +64,9 @@ class MultilabelPresenter:
 
 def misfit(outputs: Shapes) -> str | None:
     """Return which outputs the kind needs, None where it has them."""
-    if len(outputs) == 1 and len(only(outputs)) == 1:
+    if are_heads(outputs) or (len(outputs) == 1 and len(only(outputs)) == 1):
         return None
-    return f"needs one output of shape (labels,), a score for each label; the model has {in_words(outputs)}"
+    return (
+        "needs one output of shape (labels,), or several, with a score for each label; the model has "
+        f"{in_words(outputs)}"
+    )

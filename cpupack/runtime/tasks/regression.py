@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Labels, Outputs, Shapes, in_words, only
+from .base import Labels, Outputs, Shapes, are_heads, in_one_row, in_words, only
 from .frame import Frame
 from .spec import TaskSpec
 
@@ -27,7 +27,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Regression:
-    """The values of one input, in the order of the output."""
+    """The values of one input, in the order of the outputs."""
 
     values: tuple[Value, ...]
 
@@ -51,14 +51,14 @@ class Regression:
 
 @dataclass(frozen=True)
 class RegressionPresenter:
-    """Makes a ``Regression`` of one row: each value is output * scale + offset."""
+    """Makes a ``Regression`` of one row, or of those of several heads: each value is output * scale + offset."""
 
     spec: TaskSpec
     labels: Labels
     needs_frame: bool = False
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Regression:
-        row = np.asarray(only(outputs), np.float64).reshape(-1)
+        row = np.asarray(in_one_row(outputs), np.float64)
         scale = self.spec.scale or (1.0,) * len(row)
         offset = self.spec.offset or (0.0,) * len(row)
         units = self.spec.units or ("",) * len(row)
@@ -73,6 +73,6 @@ class RegressionPresenter:
 
 def misfit(outputs: Shapes) -> str | None:
     """Return which outputs the kind needs, None where it has them."""
-    if len(outputs) == 1 and len(only(outputs)) <= 1:
+    if are_heads(outputs) or (len(outputs) == 1 and len(only(outputs)) <= 1):
         return None
-    return f"needs one output of shape (values,); the model has {in_words(outputs)}"
+    return f"needs one output of shape (values,), or several; the model has {in_words(outputs)}"

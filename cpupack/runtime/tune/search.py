@@ -36,8 +36,13 @@ FINALISTS, MIN_ROUNDS, MAX_ROUNDS = 3, 2, 5
 """Leaders in the finals at most, and rounds of the finals at least and at most."""
 LEADER_SHARE, INCUMBENT_SHARE = 0.9, 0.8
 """Shares of the best probe that make a finalist: for a leader, and for the setting in use."""
+FIRST_SHARE = 0.25
+"""Share of the budget that the first probe may take, where the time of a sample is known: else it starts smaller."""
 DISTURBED_RARELY = 3
 """A disturbed probe is repeated only while at most one run in this many was disturbed."""
+
+_CALLS = 4
+"""Calls of a measurement besides those that its duration holds: three to warm up, and one begun just before the end."""
 
 Measure = Callable[[Setting, float], Mapping[str, Any]]
 """(setting, duration_s) -> fields of the bench's JSON, with throughput_per_s and latency_ms {p50, p99} at least."""
@@ -56,15 +61,17 @@ def search(
     clock: Callable[[], float],
     on_row: Callable[[Row], None] = lambda _row: None,
     incumbent: Setting | None = None,
+    sample_s: float = 0.0,
 ) -> Outcome:
     """Find the setting of highest throughput, or of lowest p99 for ``latency``, within ``budget_s`` seconds.
 
     A setting whose median p99 is above ``max_latency_ms`` is not chosen. ``incumbent`` is the setting in use so far: it
     is kept unless another one beats it by more than the noise. At least one setting is measured, however small the
-    budget is. ``on_row`` sees each row as it comes. Raises TuningFailedError when nothing could be measured or nothing
-    meets the bound.
+    budget is; ``sample_s``, what a sample takes, keeps that from being a batch of minutes. ``on_row`` sees each row as
+    it comes. Raises TuningFailedError when nothing could be measured or nothing meets the bound.
     """
-    run = _Run(measure, space, Rows(objective, max_latency_ms), budget_s, clock, on_row, incumbent, started_s=clock())
+    rows = Rows(objective, max_latency_ms)
+    run = _Run(measure, space, rows, budget_s, clock, on_row, incumbent, sample_s, started_s=clock())
     run.share = EXPLORE_SHARES[0]
     run.explore()
     run.finals()
@@ -88,6 +95,7 @@ class _Run:
     clock: Callable[[], float]
     on_row: Callable[[Row], None]
     incumbent: Setting | None
+    sample_s: float
     started_s: float
     share: float = 1.0
     out_of_time: bool = False
@@ -97,6 +105,8 @@ class _Run:
         """Measure once each setting that is worth it and has no measurement yet."""
         sizes = self.space.batch_sizes
         middle = (len(sizes) - 1) // 2
+        while middle > 0 and (_CALLS + 1) * sizes[middle] * self.sample_s > self.budget_s * FIRST_SHARE:
+            middle -= 1
         if self.incumbent is not None and self.incumbent in self.space:
             self._try(self.incumbent)
         full, smt, alone = self.space.kinds()
@@ -220,15 +230,14 @@ class _Run:
         good = [row for rows in self.rows.good.values() for row in rows]
         if not good:
             return max(row.cost_s for row in self.rows.all)
-        calls = 4.0  # three to warm up, and one that begins just before the end
         start_s = median(
             max(
                 0.0,
-                row.cost_s - (duration_s if row.duration_s is None else row.duration_s) - calls * row.p50_ms / 1000.0,
+                row.cost_s - (duration_s if row.duration_s is None else row.duration_s) - _CALLS * row.p50_ms / 1000.0,
             )
             for row in good
         )
         alike = [row for row in good if layout_of(row.setting) == layout_of(setting)] or good
         nearest = min(alike, key=lambda row: abs(row.setting.batch_size - setting.batch_size))
         expected_call_s = nearest.p50_ms / 1000.0 * max(1.0, setting.batch_size / nearest.setting.batch_size)
-        return 1.02 * float(start_s + max(duration_s, expected_call_s) + calls * expected_call_s)
+        return 1.02 * float(start_s + max(duration_s, expected_call_s) + _CALLS * expected_call_s)

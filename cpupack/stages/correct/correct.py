@@ -19,8 +19,8 @@ from cpupack.stages.correct.equalize import equalize, find_pairs
 from cpupack.stages.correct.layers import Layer, find_layers
 from cpupack.stages.correct.reconstruct import Range, Wanted, correct_layers
 
-SAMPLES = 32
-"""Enough samples: the mean of a channel is over all positions of all samples."""
+SAMPLES, FEWEST = 32, 8
+"""Enough samples: the mean of a channel is over all positions of all samples. Where a sample has many, fewer are."""
 _COMPARED_SAMPLES = 4
 _RELATIVE_TOLERANCE = 1e-3
 """FP32 rounds differently at other scales. A difference above this share of the largest output means a wrong pair."""
@@ -36,13 +36,15 @@ def correct(
     progress: Progress,
     *,
     pixels: bool = False,
+    count: int = SAMPLES,
 ) -> CalibratedModel:
     """Return a calibrated model whose weights and biases lose less when they are rounded to INT8.
 
     ``samples`` are those of the calibration. ``levels`` is the number of steps of an activation. ``choose`` returns the
-    ranges, ``recalibrate`` the statistics of a changed model. With ``pixels`` the first layer has other weights in INT8
-    (see ``graph/pixel_model.py``), so it is not rounded and its bias stays. The given model is not changed. Raises
-    QuantizationError for a correction that the recipe asks for but that is impossible for this model.
+    ranges, ``recalibrate`` the statistics of a changed model. ``count`` of the samples are run. With ``pixels``
+    the first layer has other weights in INT8 (see ``graph/pixel_model.py``), so it is not rounded and its bias stays.
+    The given model is not changed. Raises QuantizationError for a correction that the recipe asks for but that is
+    impossible for this model.
     """
     if recipe.mode == "dynamic" or samples is None:
         return calibrated
@@ -61,7 +63,7 @@ def correct(
         node: layer for node, layer in _layers(graph, calibrated, recipe).items() if not (pixels and _first(node))
     }
     weights_channels_last(graph)
-    some = samples.spread(SAMPLES)
+    some = samples.spread(count)
     batch = batch_channels_last(some.tensor(slice(None)))
     with torch.no_grad():
         correct_layers(graph, layers, choose(calibrated), levels, batch, wanted, progress)

@@ -26,6 +26,7 @@ from cpupack.artifacts import (
     ScriptedModel,
     VerifyReport,
 )
+from cpupack.effort import GIGA, power_of_two, samples_within
 from cpupack.errors import CalibrationError, ModelError, RecipeError, VerificationError
 from cpupack.graph.native_model import NativeModel
 from cpupack.graph.parts import SAMPLES_AT_ONCE, Part, in_threads, parts_of
@@ -43,6 +44,7 @@ from cpupack.runtime.engine.program import read_program
 from cpupack.runtime.engine.session import Session
 from cpupack.runtime.golden import thinned
 from cpupack.runtime.images.inputs import model_input
+from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.signature import worst_sqnr_db
 from cpupack.runtime.tasks.spec import CLASSIFICATION, EMBEDDING, RAW
 from cpupack.runtime.verify import COMPARES_CLASSES
@@ -53,8 +55,9 @@ from cpupack.tasks.metrics import presenter_of, task_metric
 from cpupack.tasks.scores import LOOKED_AT, doubt_of
 from cpupack.workers.client import run_worker
 
-BATCH_SIZE = 16
-_EQUAL_SAMPLES = 16
+BATCH_SIZE, _LEAST_BATCH = 16, 4
+_BATCH_MACS = 512 * GIGA
+"""Multiply-adds of a batch that is replayed, some seconds in INT8. So many samples are compared byte for byte, too."""
 _COMPARED_SAMPLES = 4
 _EQUAL_DB = 80.0
 """Rounding in another order leaves more than this SQNR, and an INT8 model seldom has half of it."""
@@ -133,7 +136,7 @@ def run_reference(
             if doubt is not None:
                 progress.warn(doubt)
         presenter = None if kind == CLASSIFICATION else presenter_of(model)
-        return Reference(samples, outputs, model.signature, metric, kind, presenter, confident)
+        return Reference(samples, outputs, model.signature, metric, kind, presenter, confident, model.macs)
 
 
 def _outputs(
@@ -184,17 +187,25 @@ def _outputs_of_graph(
     return outputs
 
 
-def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Reference, directory: Path) -> Contender:
+def compare(
+    quantized: QuantizedModel,
+    scripted: ScriptedModel,
+    reference: Reference,
+    directory: Path,
+    progress: Progress | None = None,
+) -> Contender:
     """Reload the saved model in a fresh process and compare it with the INT8 module and with FP32.
 
     The files for the other process are written into ``directory``. Raises VerificationError when the outputs of the
     saved model do not exactly equal those of the module that it was made from.
     """
     samples = reference.samples
-    replayed = _replay(scripted, samples, directory)
+    batch_size = power_of_two(samples_within(_BATCH_MACS, reference.macs, most=BATCH_SIZE, least=_LEAST_BATCH))
+    replayed = _replay(scripted, samples, directory, batch_size, progress)
     actual = replayed["all"]
     for name in {"all", "floats"} & replayed.keys():
-        expected = _run_here(quantized, scripted, samples, pixel_input=scripted.pixel_input and name == "all")
+        pixels, data = scripted.pixel_input and name == "all", samples.data[:batch_size]
+        expected = _run_here(quantized, scripted, data, samples.preprocess, pixel_input=pixels)
         got = replayed[name][: len(expected)]
         if not np.array_equal(got, expected):
             raise VerificationError(
@@ -224,7 +235,7 @@ def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
     """Return a report with all measures that need no labels."""
     samples, signature = reference.samples, reference.signature
     expected, found = signature.compared(reference.outputs, actual)
-    facts = tuple(_output_fact(each.name, expected[each.name], found[each.name]) for each in signature.outputs)
+    facts = tuple(_output_fact(name, expected[name], found[name]) for name in expected)
     worst = min(facts, key=lambda each: each.sqnr_db)
     report = VerifyReport(
         data=samples.origin,
@@ -334,13 +345,19 @@ def _metric(reference: Reference, actual: FloatArray) -> dict[str, Any]:
         ) from error
 
 
-def _run_here(quantized: QuantizedModel, scripted: ScriptedModel, samples: Samples, *, pixel_input: bool) -> FloatArray:
-    """Run the first samples through the INT8 module in this process, in the same batches as the replay.
+def _run_here(
+    quantized: QuantizedModel,
+    scripted: ScriptedModel,
+    data: npt.NDArray[Any],
+    preprocess: PreprocessSpec | None,
+    *,
+    pixel_input: bool,
+) -> FloatArray:
+    """Run the first samples through the INT8 module in this process, in the same batch as the replay.
 
     Programs of several lengths are run from their file: the module runs the one of the greatest length for all.
     """
-    data = samples.data[: min(_EQUAL_SAMPLES, BATCH_SIZE)]
-    batch = torch.from_numpy(model_input(data, samples.preprocess, pixel_input=pixel_input))
+    batch = torch.from_numpy(model_input(data, preprocess, pixel_input=pixel_input))
     if isinstance(quantized.module, NativeModel) and quantized.module.lengths is not None:
         with closing(Session(read_program(scripted.path), 1)) as session:
             return np.array(session(batch.numpy()))
@@ -349,7 +366,9 @@ def _run_here(quantized: QuantizedModel, scripted: ScriptedModel, samples: Sampl
     return output
 
 
-def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> dict[str, FloatArray]:
+def _replay(
+    scripted: ScriptedModel, samples: Samples, directory: Path, batch_size: int, progress: Progress | None
+) -> dict[str, FloatArray]:
     """Return the saved model's outputs on ``all`` samples, on the ``golden`` ones, and on the first ones as ``floats``.
 
     The golden samples are a separate batch, because dynamic quantization measures ranges over each batch. ``floats``
@@ -359,12 +378,12 @@ def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> dict[
     np.save(inputs, samples.data)
     rows = {"all": len(samples), "golden": min(_GOLDEN_SAMPLES, len(samples))}
     if scripted.pixel_input:
-        rows["floats"] = min(_EQUAL_SAMPLES, len(samples))
+        rows["floats"] = min(batch_size, len(samples))
     jobs = {
         name: {
             "outputs": str(directory / f"replay-{name}.npy"),
             "rows": count,
-            "batch_size": min(count, BATCH_SIZE),
+            "batch_size": min(count, batch_size),
             "floats": name == "floats",
         }
         for name, count in rows.items()
@@ -378,5 +397,5 @@ def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> dict[
         "pixel_input": scripted.pixel_input,
         "threads": torch.get_num_threads(),
     }
-    run_worker("replay", spec, directory / "replay.json")
+    run_worker("replay", spec, directory / "replay.json", progress)
     return {name: np.load(str(job["outputs"])) for name, job in jobs.items()}
