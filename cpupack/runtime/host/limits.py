@@ -19,6 +19,8 @@ _LIBRARIES_DATA_BYTES = 36 * 2**20
 """What they need of its data at least, with one thread of OpenBLAS: 40 MB were measured."""
 _NOT_MAPPED = ("failed to map segment", "Cannot allocate memory", "cannot create shared object")
 """What the C library says of a shared library for which there is no memory."""
+_NOT_OPENED = ("Too many open files",)
+"""What it says of one that cannot be opened because too many files are open."""
 
 
 def why_no_thread(root: Path = _ROOT) -> str:
@@ -54,12 +56,20 @@ def why_no_file() -> str:
     return f"too many files are open (the process's open files (ulimit -n): {most}); raise the limit, or close some"
 
 
-def system_fault(error: Exception) -> str | None:
-    """Return a sentence where the system refused memory or another open file; None where what was read is at fault."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.ENOMEM:
+def system_fault(error: BaseException) -> str | None:
+    """Return a sentence where the system refused memory or another open file; None where what was read is at fault.
+
+    Python and its packages import modules when they first need them. So the error may be that of an import, too.
+    """
+    if not isinstance(error, OSError | ImportError):
+        return None
+    # The loader of shared libraries has no number for what went wrong.
+    number, text = getattr(error, "errno", None), str(error)
+    if number == errno.ENOMEM or (number is None and any(words in text for words in _NOT_MAPPED)):
         return why_no_memory()
-    return why_no_file() if number in (errno.EMFILE, errno.ENFILE) else None
+    if number in (errno.EMFILE, errno.ENFILE) or (number is None and any(words in text for words in _NOT_OPENED)):
+        return why_no_file()
+    return None
 
 
 def no_room_for_libraries() -> str | None:
@@ -80,12 +90,6 @@ def no_room_for_libraries() -> str | None:
         except (OSError, ValueError, MemoryError):
             return f"{why_no_memory()} (numpy and Pillow need {needed // 1024} KiB)"
     return None
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Return whether a library could not be loaded because there is not enough memory for it."""
-    text, cause = str(error), error.__cause__ or error.__context__
-    return any(words in text for words in _NOT_MAPPED) or (cause is not None and lacks_memory(cause))
 
 
 def _memory_limits() -> list[str | None]:
