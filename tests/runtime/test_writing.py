@@ -88,3 +88,15 @@ def test_a_file_that_cannot_be_renamed_over_is_written(tmp_path: Path, monkeypat
         stream.write(b"after")
     assert path.read_bytes() == b"after"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_permissions_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FAT on a memory card: it refuses to change them, and the file is written all the same."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refused)
+    with whole_file(tmp_path / "a") as stream:
+        stream.write(b"after")
+    assert (tmp_path / "a").read_bytes() == b"after"
