@@ -116,6 +116,34 @@ def test_in_a_container_the_mount_is_the_own_group(tmp_path: Path) -> None:
     assert probe(root).budget().usable == 2
 
 
+def test_the_memory_that_a_group_may_still_take(tmp_path: Path) -> None:
+    """The least of all levels. Files that were not used lately are given back first."""
+    assert cgroup.memory_left_bytes(tmp_path) is None
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "9:memory:/old\n0::/pod/app\n",
+            "proc/self/mountinfo": V2_MOUNT
+            + "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n",
+            "sys/fs/cgroup/pod/app/memory.max": "max",
+            "sys/fs/cgroup/pod/app/memory.current": "700",
+            "sys/fs/cgroup/pod/memory.max": "1000",
+            "sys/fs/cgroup/pod/memory.current": "900",
+            "sys/fs/cgroup/pod/memory.stat": "anon 500\ninactive_file 150\n",
+        },
+    )
+    assert cgroup.memory_left_bytes(root) == 250
+    write(
+        root,
+        {
+            "sys/fs/cgroup/memory/old/memory.limit_in_bytes": "800",
+            "sys/fs/cgroup/memory/old/memory.usage_in_bytes": "790",
+            "sys/fs/cgroup/memory/old/memory.stat": "cache 9\ntotal_inactive_file 30\n",
+        },
+    )
+    assert cgroup.memory_left_bytes(root) == 40
+
+
 def test_smt_siblings_count_once(tmp_path: Path) -> None:
     topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     root = write(tmp_path, {topology.format(cpu): f"{cpu % 4},{cpu % 4 + 4}" for cpu in range(8)})
