@@ -170,6 +170,10 @@ def test_an_interpreter_that_cannot_be_started_is_one_line(tmp_path: Path, monke
     monkeypatch.setattr(sys, "executable", "")  # as in a program that embeds Python
     with pytest.raises(HostError, match=r"does not know its interpreter"):
         processes.module_command("this")
+    monkeypatch.setattr(sys, "executable", "/opt/app/app")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # as PyInstaller does: the program would start itself
+    with pytest.raises(HostError, match=r"it is frozen into /opt/app/app$"):
+        processes.module_command("this")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])

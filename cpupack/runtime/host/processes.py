@@ -57,6 +57,8 @@ def module_command(module: str, package_dir: Path | None = None, also: Sequence[
 
 def interpreter() -> str:
     """Return the path of this Python's interpreter. Raises HostError inside a program that does not say it."""
+    if getattr(sys, "frozen", False):  # PyInstaller and others: it would start the whole program once more
+        raise HostError(f"this Python cannot start another: it is frozen into {sys.executable}")
     if not sys.executable:
         raise HostError("this Python cannot start another: it does not know its interpreter (sys.executable is empty)")
     return sys.executable
