@@ -50,6 +50,13 @@ def test_the_answer_is_the_childs() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, "\n", "why\n")
 
 
+def test_a_child_may_print_any_bytes() -> None:
+    """In the locale C they were an error, after minutes of work."""
+    code = "import os; os.write(1, 'größe'.encode()); os.write(2, b'\\xff')"
+    done = processes.run([sys.executable, "-c", code])
+    assert (done.stdout, done.stderr) == ("größe", "\\xff")
+
+
 def test_an_interrupt_while_a_child_is_started_ends_it(
     started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,8 @@ def interrupts_held_back() -> Iterator[None]:
 def run(command: Sequence[str], *, timeout_s: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command and return its exit code, stdout and stderr as text; every exception ends the child.
 
+    What it prints is taken as UTF-8 in every locale, and bytes that are none are ``\\x..``.
+
     ``options`` are those of ``subprocess.Popen``. ``subprocess.run`` would lose a child if the interrupt comes while
     the child starts, because it has no process to end yet. Raises ``subprocess.TimeoutExpired``, and HostError when the
     command cannot be started.
@@ -98,7 +100,10 @@ def run(command: Sequence[str], *, timeout_s: float | None = None, **options: An
     child: subprocess.Popen[str] | None = None
     try:
         with interrupts_held_back(), _start_refused(command[0]):
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+            child = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                encoding="utf-8", errors="backslashreplace", **options,
+            )  # fmt: skip
         out, err = child.communicate(timeout=timeout_s)
     except BaseException:
         if child is not None:
