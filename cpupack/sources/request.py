@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.tables.signature import NamedSizes
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.host import cgroup
+from cpupack.runtime.host.probe import HostProbe
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, takes_rows
 from cpupack.runtime.text.spec import TextInput
@@ -109,7 +109,7 @@ class Request:
 @contextmanager
 def workers() -> Iterator[ThreadPoolExecutor]:
     """Yield a pool of threads for work on images. Pillow and numpy's FFT release the interpreter lock."""
-    pool = ThreadPoolExecutor(min(_MAX_WORKERS, len(os.sched_getaffinity(0))), thread_name_prefix="images")
+    pool = ThreadPoolExecutor(min(_MAX_WORKERS, HostProbe().budget().affinity), thread_name_prefix="images")
     try:
         yield pool
     finally:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from cpupack.runtime.host import cgroup
+from cpupack.runtime.host import cgroup, limits
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.host.probe import HostProbe
 
@@ -38,6 +41,18 @@ def test_cpu_lists_are_ranges_and_numbers(text: str, cpus: set[int]) -> None:
 def test_without_any_file_the_affinity_is_the_limit(tmp_path: Path) -> None:
     budget = probe(tmp_path, 3).budget()
     assert (budget.usable, budget.quota, budget.cpuset) == (3, None, None)
+
+
+def test_a_sandbox_that_tells_no_affinity_and_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_getaffinity", refused)
+    monkeypatch.setattr(resource, "getrlimit", refused)
+    root = write(tmp_path, {"sys/devices/system/cpu/online": "0-2"})
+    assert HostProbe(root).budget().usable == 3
+    assert limits.why_no_file() == "too many files are open (no limit is known); raise the limit, or close some"
+    assert limits.no_room_for_libraries() is None
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def why_no_thread(root: Path = _ROOT) -> str:
     found = [
         text
         for text in (
-            _limit("the user's processes and threads (ulimit -u)", None, resource.getrlimit(resource.RLIMIT_NPROC)[0]),
+            _limit("the user's processes and threads (ulimit -u)", None, _most(resource.RLIMIT_NPROC)),
             _limit("the control group's threads (pids.max)", *cgroup.thread_limit(root)),
             *_memory_limits(),
             _limit("the system's threads", None, _number(cgroup.read_text(root / "proc/sys/kernel/threads-max"))),
@@ -52,8 +52,9 @@ def why_no_memory() -> str:
 
 def why_no_file() -> str:
     """Return one sentence: no other file can be opened, the limit that may be the cause, and what to do."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return f"too many files are open (the process's open files (ulimit -n): {most}); raise the limit, or close some"
+    most = _most(resource.RLIMIT_NOFILE)
+    limit = "no limit is known" if most < 0 else f"the process's open files (ulimit -n): {most}"
+    return f"too many files are open ({limit}); raise the limit, or close some"
 
 
 def system_fault(error: BaseException) -> str | None:
@@ -83,7 +84,7 @@ def no_room_for_libraries() -> str | None:
         (resource.RLIMIT_AS, _LIBRARIES_BYTES, mmap.PROT_READ),
         (resource.RLIMIT_DATA, _LIBRARIES_DATA_BYTES, mmap.PROT_READ | mmap.PROT_WRITE),
     ):
-        if resource.getrlimit(limit)[0] == resource.RLIM_INFINITY:
+        if _most(limit) == resource.RLIM_INFINITY:
             continue
         try:
             mmap.mmap(-1, needed, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=prot).close()
@@ -94,9 +95,17 @@ def no_room_for_libraries() -> str | None:
 
 def _memory_limits() -> list[str | None]:
     return [
-        _limit(what, None, _kibibytes(resource.getrlimit(which)[0]))
+        _limit(what, None, _kibibytes(_most(which)))
         for what, which in ((_MEMORY, resource.RLIMIT_AS), (_DATA, resource.RLIMIT_DATA))
     ]
+
+
+def _most(which: int) -> int:
+    """Return a limit of this process."""
+    try:
+        return resource.getrlimit(which)[0]
+    except OSError:  # a sandbox does not let it ask
+        return resource.RLIM_INFINITY
 
 
 def _limit(what: str, used: int | None, most: int | None) -> str | None:
