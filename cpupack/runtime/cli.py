@@ -21,7 +21,7 @@ from . import extras
 from .engine.contract import check_family
 from .errors import HostError, InputError, IntegrityError, RandomWeightsWarning, RunnerError
 from .handlers import raise_refusal
-from .host.limits import why_no_memory
+from .host.limits import place_fault, why_no_memory
 from .manifest import read_manifest
 from .output import EXIT_INTERRUPTED, say, tell, written
 from .plain import to_plain
@@ -190,11 +190,13 @@ def _coded(prog: str, run: Callable[[], int]) -> int:
 
 
 def _refusals(run: Callable[[], int]) -> int:
-    """Run a command. Raises HostError where the system refused something, whatever came of it."""
+    """Run a command. Raises HostError where the system refused something, InputError where it refused a place."""
     try:
         return run()
     except (RunnerError, OSError, ImportError) as error:
         raise_refusal(error)
+        if (fault := place_fault(error)) is not None:
+            raise InputError(fault) from error
         raise
 
 

@@ -112,6 +112,15 @@ def test_a_command_that_may_open_no_file_says_so(
         assert capsys.readouterr().err.startswith("tiny-int8: error: too many files are open (")
 
 
+def test_a_place_that_a_command_may_not_look_at_is_named(
+    native_package_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here by a name that is too long; so is a directory that is closed to this user. Both ended with a traceback."""
+    long = str(tmp_path / ("x" * 300))
+    assert cli.main(native_package_dir, ["bench", "--duration", "0.1", "--from", f"images:{long}"]) == 2
+    assert capsys.readouterr().err == f"tiny-int8: error: {long}: File name too long\n"
+
+
 def test_a_file_that_may_not_be_read_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path) -> NoReturn:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import resource
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ _NOT_MAPPED = ("failed to map segment", "Cannot allocate memory", "cannot create
 """What the C library says of a shared library for which there is no memory."""
 _NOT_OPENED = ("Too many open files",)
 """What it says of one that cannot be opened because too many files are open."""
+
+_OF_PLACES = {
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+    errno.EFBIG, errno.EIO, errno.ESTALE,
+}  # fmt: skip
+"""What is the fault of a place, or of its disk, and never that of a program."""
 
 
 def why_no_thread(root: Path = _ROOT) -> str:
@@ -71,6 +78,16 @@ def system_fault(error: BaseException) -> str | None:
     if number in (errno.EMFILE, errno.ENFILE) or (number is None and any(words in text for words in _NOT_OPENED)):
         return why_no_file()
     return None
+
+
+def place_fault(error: BaseException) -> str | None:
+    """Return a sentence where the system refuses a place that a user has named, None where something else is wrong.
+
+    Python's ``Path.is_file`` and others raise this, too: a directory is closed to this user, a name is too long.
+    """
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in _OF_PLACES:
+        return None
+    return f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: {error.strerror}"
 
 
 def no_room_for_libraries() -> str | None:
