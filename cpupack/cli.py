@@ -29,6 +29,12 @@ from cpupack.commands.sign import sign
 from cpupack.commands.verify import verify
 from cpupack.errors import CpupackError, UsageError
 from cpupack.interrupts import install_handlers
+from cpupack.runtime.errors import HostError
+from cpupack.runtime.handlers import raise_refusal
+from cpupack.runtime.host.limits import place_fault, why_no_memory
+
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says, in a RuntimeError."""
 
 
 class _InterruptedError(Exception):
@@ -101,11 +107,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except CpupackError as error:
         print_error(error)
         sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - the boundary: any other exception is a bug, shown with its traceback, exit code 1
+    except Exception as error:  # noqa: BLE001 - the boundary: any other one is a bug, shown with its traceback
+        _exit_if_refused(error)
         traceback.print_exc()
         click.echo("cpupack: this is a bug in cpupack; please report it with the traceback above", err=True)
         sys.exit(1)
     sys.exit(code or 0)
+
+
+def _exit_if_refused(error: Exception) -> None:
+    """Say what the system refused, and exit, where that is the reason: a place of the user's, memory or open files."""
+    fault, code = place_fault(error), UsageError.exit_code
+    if fault is None:
+        try:
+            raise_refusal(error)
+        except HostError as refused:
+            fault, code = str(refused), CpupackError.exit_code
+    if fault is None and (isinstance(error, MemoryError) or _NO_MEMORY in str(error)):
+        fault, code = why_no_memory(), CpupackError.exit_code
+    if fault is not None:
+        click.echo(f"error: {fault}", err=True)
+        sys.exit(code)
 
 
 def _print_interrupted() -> None:

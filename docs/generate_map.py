@@ -79,7 +79,7 @@ RUNTIME: Groups = (
             "open_inputs",
         ),
     ),
-    ("The machine and the package", ("host", "labels", "manifest", "record")),
+    ("The machine and the package", ("host", "handlers", "labels", "manifest", "record", "threads")),
     (
         "What all rooms may import",
         (
@@ -90,12 +90,10 @@ RUNTIME: Groups = (
             "extras",
             "files",
             "golden",
-            "handlers",
             "magic",
             "names",
             "output",
             "plain",
-            "threads",
             "warn",
             "writing",
         ),

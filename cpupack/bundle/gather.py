@@ -112,7 +112,7 @@ def _platform(wanted: str | None, tags: Sequence[str], manifest: Manifest) -> st
 def _download(
     wheel: Path, directory: Path, python: str, platform: str, options: BundleOptions, manifest: Manifest
 ) -> None:
-    shutil.copy(wheel, directory)
+    shutil.copyfile(wheel, directory / wheel.name)  # not its permissions: some file systems refuse
     extras = f"[{','.join(options.extras)}]" if options.extras else ""
     command = ["download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--only-binary=:all:", "--dest", str(directory), *_tags(python, platform), *options.pip_args]

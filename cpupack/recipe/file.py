@@ -24,6 +24,8 @@ from cpupack.recipe.problems import dotted, one_line, schema_problems, unknown_k
 
 MOST_BYTES = 1 << 20
 """Of a recipe. A list of labels for ten thousand classes takes a fifth of it."""
+_AROUND = 100
+"""Characters before and after a fault that are shown of its line."""
 Reported = tuple[str, str]
 """A problem as it is reported: the place (``FILE:LINE`` or ``--set``) and the text."""
 
@@ -144,8 +146,14 @@ def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> Repo
         number, column = text.count("\n", 0, last) + 1, last - text.rfind("\n", 0, last)
     lines = text.split("\n")
     line = lines[number - 1] if number <= len(lines) else ""
-    at = f"column {column}: {line.strip()}" if line.strip() else "end of file"
-    return f"{shown}:{number}", f"not TOML: {_syntax_words(reason, line[column - 1 :])}, {at}"
+    at = f"column {column}: {_excerpt(line, column)}" if line.strip() else "end of file"
+    return f"{shown}:{number}", one_line(f"not TOML: {_syntax_words(reason, line[column - 1 :])}, {at}")
+
+
+def _excerpt(line: str, column: int) -> str:
+    """Return a line, of a long one the part around a column."""
+    first, last = max(0, column - _AROUND), column + _AROUND
+    return "..." * (first > 0) + line[first:last].strip() + "..." * (last < len(line))
 
 
 def _syntax_words(reason: str, rest: str) -> str:

@@ -20,6 +20,7 @@ from cpupack.templates import to_toml
 
 _VALUE_WIDTH = 60
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_LONG = re.compile(r"(\S{200})\S{200,}(\S{100})")
 _TYPE_ERRORS = ("_type", "literal_error")
 
 
@@ -40,8 +41,10 @@ class Problem:
 def one_line(text: str) -> str:
     """Return text with line breaks, control characters and those that turn its direction written as escapes.
 
-    A value of a recipe stands in the message about it, and must not look like another message.
+    A value of a recipe stands in the message about it, and must not look like another message. Of a very long word the
+    middle is left out.
     """
+    text = _LONG.sub(lambda match: f"{match[1]}...{match[2]}", text)
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 

@@ -51,6 +51,12 @@ def array_in(archive: Any, name: str) -> npt.NDArray[Any]:
     return found
 
 
+def is_masked(value: Any) -> bool:
+    """Return whether a value is an array of numpy with a mask."""
+    masked = sys.modules.get("numpy.ma")  # who has such an array has imported it; to import it takes 10 ms, and files
+    return masked is not None and isinstance(value, masked.MaskedArray)
+
+
 def of_tensor(value: Any, name: str) -> npt.NDArray[Any] | None:
     """Return the values of a torch tensor, None for anything else. ``name`` begins the message for a caller.
 
@@ -87,7 +93,7 @@ def load_array(item: Any, shape: tuple[int, ...] | None, *, check_finite: bool) 
         array = load_npy(item)
     elif (tensor := of_tensor(item, "")) is not None:
         array = tensor
-    elif hasattr(item, "__array__") and not isinstance(item, np.ma.MaskedArray):
+    elif hasattr(item, "__array__") and not is_masked(item):
         array = np.asarray(item)
     else:
         wanted = "" if shape is None else f" {shape}"

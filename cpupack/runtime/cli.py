@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import extras
 from .engine.contract import check_family
 from .errors import HostError, InputError, IntegrityError, RandomWeightsWarning, RunnerError
+from .handlers import raise_refusal
+from .host.limits import place_fault, why_no_memory
 from .manifest import read_manifest
 from .output import EXIT_INTERRUPTED, say, tell, written
 from .plain import to_plain
@@ -171,17 +173,13 @@ def _guarded(prog: str, run: Callable[[], int]) -> int:
 def _coded(prog: str, run: Callable[[], int]) -> int:
     try:
         with _plain_warnings(prog):
-            return run()
+            return _refusals(run)
     except SystemExit as error:  # argparse, after printing help or its error
         return error.code if isinstance(error.code, int) else EXIT_OK
     except KeyboardInterrupt:
         tell(f"{prog}: interrupted")
         return EXIT_INTERRUPTED
-    except (MemoryError, ImportError) as error:
-        from .host.limits import lacks_memory, why_no_memory
-
-        if isinstance(error, ImportError) and not lacks_memory(error):
-            raise
+    except MemoryError:
         tell(f"{prog}: error: {why_no_memory()}")
         return EXIT_HOST
     except RunnerError as error:
@@ -189,6 +187,17 @@ def _coded(prog: str, run: Callable[[], int]) -> int:
         if isinstance(error, InputError):
             return EXIT_USAGE
         return EXIT_HOST if isinstance(error, HostError | IntegrityError) else EXIT_FAILED
+
+
+def _refusals(run: Callable[[], int]) -> int:
+    """Run a command. Raises HostError where the system refused something, InputError where it refused a place."""
+    try:
+        return run()
+    except (RunnerError, OSError, ImportError) as error:
+        raise_refusal(error)
+        if (fault := place_fault(error)) is not None:
+            raise InputError(fault) from error
+        raise
 
 
 @contextmanager

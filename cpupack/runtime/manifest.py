@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any
 
-from .errors import HostError, IntegrityError
+from .errors import HostError, IntegrityError, RunnerError
 from .files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
 from .host.limits import system_fault
 
@@ -290,10 +290,17 @@ def _read_text(path: Path) -> str:
             f"cannot read {path}: {archive} is a file. Kernels and model are loaded from files of their own, and not "
             "from within an archive; install the wheel with pip, or unpack it and import it from there"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        if (refused := system_fault(error)) is not None:
-            raise HostError(refused) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except UnicodeDecodeError as error:
         raise IntegrityError(f"cannot read {path}: {error}") from error
+
+
+def _unreadable(path: Path, error: OSError) -> RunnerError:
+    """Return the error for a file of the package that the system does not let this process read."""
+    if (refused := system_fault(error)) is not None:
+        return HostError(refused)
+    return IntegrityError(f"cannot read {path}: {error.strerror or error}")
 
 
 def hash_file(path: Path) -> str:
@@ -313,9 +320,13 @@ def check_files(package_dir: Path, manifest: Manifest, without: Collection[Path]
     """
     for name, entry in sorted(manifest.files.items()):
         path = package_dir / name
-        if not path.is_file():
-            raise IntegrityError(f"{path} is missing; reinstall {manifest.name}")
-        if path.stat().st_size != entry.bytes or (path not in without and hash_file(path) != entry.sha256):
+        try:
+            if not path.is_file():
+                raise IntegrityError(f"{path} is missing; reinstall {manifest.name}")
+            same = path.stat().st_size == entry.bytes and (path in without or hash_file(path) == entry.sha256)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if not same:
             raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")
 
 
@@ -328,8 +339,6 @@ def check_left_out(package_dir: Path, manifest: Manifest, paths: Collection[Path
         try:
             same = hash_file(path) == manifest.files[path.relative_to(package_dir).as_posix()].sha256
         except OSError as error:
-            if (refused := system_fault(error)) is not None:
-                raise HostError(refused) from error
-            same = False
+            raise _unreadable(path, error) from error
         if not same:
             raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")

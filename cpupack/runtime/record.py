@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import re
 from pathlib import Path
 
 from .errors import IntegrityError
@@ -19,8 +18,7 @@ def check_record(package_dir: Path, manifest: Manifest) -> None:
     IntegrityError naming the first file that differs.
     """
     site = package_dir.parent
-    name = re.sub(r"[-_.]+", "_", manifest.name)
-    record = site / f"{name}-{manifest.version}.dist-info" / "RECORD"
+    record = site / f"{manifest.import_name}-{manifest.version}.dist-info" / "RECORD"  # the name in its normal form
     if not record.is_file():
         return
     try:

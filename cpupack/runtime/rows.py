@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import MOST_FLOAT, is_finite, of_tensor
+from .arrays import MOST_FLOAT, is_finite, is_masked, of_tensor
 from .errors import InputError
 from .images.inputs import random_input
 from .images.spec import normalize
@@ -190,7 +190,7 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
     name = f'input "{spec.name}": '
     if (tensor := of_tensor(value, name)) is not None:
         return tensor
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise InputError(f"{name}got a masked array; expected a plain one")
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)

@@ -54,6 +54,7 @@ class Runner:
     this CPU or torch cannot run it correctly.
     """
 
+    @keeps_theirs
     def __init__(
         self,
         package_dir: Path,

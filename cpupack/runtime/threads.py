@@ -17,12 +17,13 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import HostError
+from .host.limits import why_no_thread
 
 T = TypeVar("T")
 
 
 class ThreadRefusedError(HostError):
-    """The system allows no more threads."""
+    """The system, or Python itself, allows no more threads."""
 
 
 class Pending(Protocol):
@@ -106,13 +107,15 @@ class Answer(Generic[T]):
 def start(call: Callable[..., T], *arguments: Any) -> Answer[T]:
     """Run ``call(*arguments)`` in a thread of its own. It does not keep the process alive.
 
-    Raises ThreadRefusedError when the system refuses the thread.
+    Raises ThreadRefusedError when the system refuses the thread, or Python does because it ends.
     """
     answer: Answer[T] = Answer()
     try:
         _thread.start_new_thread(answer.run, (call, arguments))
     except RuntimeError as error:  # "can't start new thread"
-        raise ThreadRefusedError("the system allows no more threads") from error
+        ends = "shutdown" in str(error)  # "can't create new thread at interpreter shutdown"
+        why = "this program ends, and Python starts no more threads in it" if ends else why_no_thread()
+        raise ThreadRefusedError(why) from error
     return answer
 
 

@@ -6,9 +6,12 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+"""What file systems say that have no such call."""
 
 
 @contextmanager
@@ -33,11 +36,21 @@ def whole_file(path: Path, prefix: str = "") -> Iterator[BinaryIO]:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())  # else the name could outlive a loss of power, and the content not
-        part.chmod(target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask())
+            _synchronize(stream.fileno())
+        with suppress(PermissionError):  # a file system without permissions, as on a memory card
+            part.chmod(target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask())
         _rename(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _synchronize(descriptor: int) -> None:
+    """Have a file on the disk before its name: else the name could outlive a loss of power, and the content not."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
 
 
 def _rename(part: Path, target: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.tables.signature import NamedSizes
 from cpupack.runtime.errors import InputError
+from cpupack.runtime.host import cgroup
+from cpupack.runtime.host.probe import HostProbe
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, takes_rows
 from cpupack.runtime.text.spec import TextInput
@@ -93,10 +95,12 @@ class Request:
             self.progress.warn(f"{self.spec} has {count} usable samples; {self.samples} were asked for")
 
     def check_memory(self, count: int) -> None:
-        """Raise CalibrationError when ``count`` samples do not fit in this host's free memory."""
+        """Raise CalibrationError when ``count`` samples do not fit in the memory that this process may still take."""
         bytes_each = 4 if self.preprocess is None else 1  # rows and arrays are float32, pixels bytes
         needed = count * (math.prod(self.input_shape) * bytes_each + _BYTES_OF_A_NAME)
         free = psutil.virtual_memory().available
+        if (left := cgroup.memory_left_bytes(Path("/"))) is not None:
+            free = min(free, left)
         if needed > _MEMORY_SHARE * free:
             raise CalibrationError(
                 f"{self.spec}: {count} samples need {needed / 2**30:.1f} GiB of memory; {free / 2**30:.1f} GiB is free",
@@ -107,7 +111,7 @@ class Request:
 @contextmanager
 def workers() -> Iterator[ThreadPoolExecutor]:
     """Yield a pool of threads for work on images. Pillow and numpy's FFT release the interpreter lock."""
-    pool = ThreadPoolExecutor(min(_MAX_WORKERS, len(os.sched_getaffinity(0))), thread_name_prefix="images")
+    pool = ThreadPoolExecutor(min(_MAX_WORKERS, HostProbe().budget().affinity), thread_name_prefix="images")
     try:
         yield pool
     finally:

@@ -126,7 +126,7 @@ def _publish(built: Sequence[Path], out: Path) -> list[Path]:
     try:
         for wheel, part in zip(built, parts, strict=True):
             sweep_parts(out / wheel.name)
-            shutil.copy(wheel, part)
+            shutil.copyfile(wheel, part)  # not its permissions: some file systems have none, and refuse
         return [part.replace(out / wheel.name) for wheel, part in zip(built, parts, strict=True)]
     finally:
         for part in parts:

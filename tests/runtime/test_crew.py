@@ -15,8 +15,9 @@ import pytest
 
 from cpupack.runtime.engine.crew import Crew
 from cpupack.runtime.errors import HostError, RunnerError
-from cpupack.runtime.host.limits import lacks_memory, system_fault, why_no_memory, why_no_thread
-from cpupack.runtime.threads import Answer
+from cpupack.runtime.handlers import raise_refusal
+from cpupack.runtime.host.limits import system_fault, why_no_memory, why_no_thread
+from cpupack.runtime.threads import Answer, ThreadRefusedError, start
 from helpers.threads import crew_threads
 from helpers.waiting import PATIENCE_S, wait_until
 
@@ -159,14 +160,28 @@ def test_a_refused_thread_is_a_host_error_and_the_others_end(monkeypatch: pytest
     wait_until(lambda: crew_threads() == before)
 
 
+def test_the_end_of_the_program_is_no_limit_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(_thread, "start_new_thread", refused)
+    with pytest.raises(ThreadRefusedError, match="this program ends, and Python starts no more threads in it"):
+        start(int)
+
+
 def test_a_library_without_memory_is_told_from_one_that_is_missing() -> None:
     """As Pillow and numpy say it."""
-    assert lacks_memory(ImportError("libtiff-0e.so.6: failed to map segment from shared object"))
+    for kind in (ImportError, OSError):  # of modules, and of what ctypes loads
+        assert system_fault(kind("libtiff-0e.so.6: failed to map segment from shared object")) == why_no_memory()
+        many = kind("libtiff-0e.so.6: cannot open shared object file: Too many open files")
+        assert str(system_fault(many)).startswith("too many files are open")
     blamed = ImportError("IMPORTANT: PLEASE READ THIS FOR ADVICE ON HOW TO SOLVE THIS ISSUE!")
+    raise_refusal(blamed)  # nothing
     blamed.__cause__ = ImportError("libz.so.1: cannot map zero-fill pages: Cannot allocate memory")
-    assert lacks_memory(blamed)
+    with pytest.raises(HostError, match="there is not enough memory"):
+        raise_refusal(blamed)
     for other in ("No module named 'PIL'", "libgomp.so.1: cannot allocate memory in static TLS block"):
-        assert not lacks_memory(ImportError(other))
+        assert system_fault(ImportError(other)) is None
 
 
 def test_the_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

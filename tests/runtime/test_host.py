@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from cpupack.runtime.host import cgroup
+from cpupack.runtime.host import cgroup, limits
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.host.probe import HostProbe
 
@@ -38,6 +41,18 @@ def test_cpu_lists_are_ranges_and_numbers(text: str, cpus: set[int]) -> None:
 def test_without_any_file_the_affinity_is_the_limit(tmp_path: Path) -> None:
     budget = probe(tmp_path, 3).budget()
     assert (budget.usable, budget.quota, budget.cpuset) == (3, None, None)
+
+
+def test_a_sandbox_that_tells_no_affinity_and_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_getaffinity", refused)
+    monkeypatch.setattr(resource, "getrlimit", refused)
+    root = write(tmp_path, {"sys/devices/system/cpu/online": "0-2"})
+    assert HostProbe(root).budget().usable == 3
+    assert limits.why_no_file() == "too many files are open (no limit is known); raise the limit, or close some"
+    assert limits.no_room_for_libraries() is None
 
 
 @pytest.mark.parametrize(
@@ -114,6 +129,34 @@ def test_in_a_container_the_mount_is_the_own_group(tmp_path: Path) -> None:
     assert probe(root).budget().usable == 2
     (root / "proc/self/cgroup").write_text("0::/elsewhere\n")
     assert probe(root).budget().usable == 2
+
+
+def test_the_memory_that_a_group_may_still_take(tmp_path: Path) -> None:
+    """The least of all levels. Files that were not used lately are given back first."""
+    assert cgroup.memory_left_bytes(tmp_path) is None
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "9:memory:/old\n0::/pod/app\n",
+            "proc/self/mountinfo": V2_MOUNT
+            + "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n",
+            "sys/fs/cgroup/pod/app/memory.max": "max",
+            "sys/fs/cgroup/pod/app/memory.current": "700",
+            "sys/fs/cgroup/pod/memory.max": "1000",
+            "sys/fs/cgroup/pod/memory.current": "900",
+            "sys/fs/cgroup/pod/memory.stat": "anon 500\ninactive_file 150\n",
+        },
+    )
+    assert cgroup.memory_left_bytes(root) == 250
+    write(
+        root,
+        {
+            "sys/fs/cgroup/memory/old/memory.limit_in_bytes": "800",
+            "sys/fs/cgroup/memory/old/memory.usage_in_bytes": "790",
+            "sys/fs/cgroup/memory/old/memory.stat": "cache 9\ntotal_inactive_file 30\n",
+        },
+    )
+    assert cgroup.memory_left_bytes(root) == 40
 
 
 def test_smt_siblings_count_once(tmp_path: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import errno
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from cpupack.runtime import cli
+from cpupack.runtime import cli, manifest
 from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.manifest import extra_files, hash_file, read_manifest, root_hash
 from cpupack.runtime.record import check_record
@@ -71,6 +75,59 @@ def test_a_process_that_may_open_no_file_has_no_damaged_package(package: Path) -
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("HostError too many files are open (the process's open files (ulimit -n): 3)"), done
+
+
+@pytest.mark.parametrize("call", ["predict(photo)", "predict([photo, photo])", "load(photo)", "predict('a.png')"])
+def test_a_call_that_may_open_no_file_blames_no_image_and_works_again(native_package_dir: Path, call: str) -> None:
+    """Pillow and its decoders are imported with the first image. It was called damaged, or an OSError came out."""
+    code = (
+        "import io, os, resource, tiny_int8\nfrom PIL import Image\nout = io.BytesIO()\n"
+        "Image.new('RGB', (9, 9)).save(out, 'PNG')\nphoto = out.getvalue()\nopen('a.png', 'wb').write(photo)\n"
+        "import sys\nfor name in [each for each in sys.modules if each.startswith('PIL.')]: del sys.modules[name]\n"
+        "del sys.modules['PIL']\nrunner = tiny_int8.Runner(threads=1, instances=1)\n"
+        "most = resource.RLIMIT_NOFILE\nbefore = resource.getrlimit(most)\nresource.setrlimit(most, (3, before[1]))\n"
+        f"try: runner.{call}\nexcept Exception as error: print(type(error).__name__, error)\n"
+        f"resource.setrlimit(most, before)\nprint(len(runner.{call}) > 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(native_package_dir.parent)}
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
+    said = done.stdout.splitlines()
+    assert said[0].startswith("HostError too many files are open (the process's open files (ulimit -n): 3)"), done
+    assert said[1:] == ["True"], done
+
+
+def test_a_command_that_may_open_no_file_says_so(
+    package_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error in (OSError(errno.EMFILE, "Too many open files"), IntegrityError("damaged")):
+        error.__context__ = OSError(errno.EMFILE, "Too many open files")
+
+        def run(*_: object, error: Exception = error) -> NoReturn:
+            raise error
+
+        monkeypatch.setitem(cli._COMMANDS, "info", ("text", lambda parser: None, run))
+        assert cli.main(package_dir, ["info"]) == 3
+        assert capsys.readouterr().err.startswith("tiny-int8: error: too many files are open (")
+
+
+def test_a_place_that_a_command_may_not_look_at_is_named(
+    native_package_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here by a name that is too long; so is a directory that is closed to this user. Both ended with a traceback."""
+    long = str(tmp_path / ("x" * 300))
+    assert cli.main(native_package_dir, ["bench", "--duration", "0.1", "--from", f"images:{long}"]) == 2
+    assert capsys.readouterr().err == f"tiny-int8: error: {long}: File name too long\n"
+
+
+def test_a_file_that_may_not_be_read_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(manifest, "hash_file", refused)  # root may read all
+    with pytest.raises(IntegrityError, match=rf"^cannot read {package}/\S+: Permission denied$"):
+        Runner(package)
 
 
 def test_the_root_is_what_sha256sum_checks(package: Path) -> None:
@@ -133,6 +190,14 @@ def test_measurements_are_covered_by_record(package: Path) -> None:
     assert read_manifest(package).plan.reason == "edited"
     with pytest.raises(IntegrityError, match=r"build\.json is not the file that was installed"):
         verify(package)
+
+
+def test_the_record_of_a_package_whose_name_has_capitals_is_found(package: Path) -> None:
+    """Build tools write the name of its directory in lower case. Nothing was compared, and nobody was told."""
+    record(package)
+    (package / "build.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"build\.json is not the file that was installed"):
+        check_record(package, dataclasses.replace(read_manifest(package), name="Tiny-INT8"))
 
 
 def test_a_script_may_be_elsewhere_or_left_behind_but_not_changed(package: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -372,3 +374,23 @@ def test_what_is_no_archive_or_names_no_program_is_left_to_torch(saved: Path, tm
         assert not native_program.is_program(path, library.ENGINE)
         with pytest.raises(IntegrityError, match="cannot load"):
             native_program.read_program(path)
+
+
+def test_a_kernel_without_large_pages_is_no_damaged_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that were built without them, and sandboxes, refuse the advice. The package was to be installed again."""
+
+    class Refusing(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(native_program.mmap, "mmap", Refusing)
+    assert native_program.read_program(saved).outputs == OUTPUTS
+
+
+def test_a_process_that_may_open_no_file_needs_no_torch(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> zipfile.ZipFile:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(native_program.zipfile, "ZipFile", refused)
+    with pytest.raises(HostError, match="too many files are open"):
+        native_program.is_program(saved, library.ENGINE)

@@ -50,6 +50,13 @@ def test_the_answer_is_the_childs() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, "\n", "why\n")
 
 
+def test_a_child_may_print_any_bytes() -> None:
+    """In the locale C they were an error, after minutes of work."""
+    code = "import os; os.write(1, 'größe'.encode()); os.write(2, b'\\xff')"
+    done = processes.run([sys.executable, "-c", code])
+    assert (done.stdout, done.stderr) == ("größe", "\\xff")
+
+
 def test_an_interrupt_while_a_child_is_started_ends_it(
     started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +176,10 @@ def test_an_interpreter_that_cannot_be_started_is_one_line(tmp_path: Path, monke
         processes.run(processes.module_command("this"))
     monkeypatch.setattr(sys, "executable", "")  # as in a program that embeds Python
     with pytest.raises(HostError, match=r"does not know its interpreter"):
+        processes.module_command("this")
+    monkeypatch.setattr(sys, "executable", "/opt/app/app")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # as PyInstaller does: the program would start itself
+    with pytest.raises(HostError, match=r"it is frozen into /opt/app/app$"):
         processes.module_command("this")
 
 

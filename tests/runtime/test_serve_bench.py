@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpupack.runtime.bench.options import BenchOptions
+from cpupack.runtime.bench.server import Load
 from cpupack.runtime.errors import InputError
+from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.serve.alarm import Alarm
-from cpupack.runtime.serve.load_client import FAILED, OK, REFUSED, offer
-from cpupack.runtime.serve.remote_bench import parse_url
+from cpupack.runtime.serve.load_client import FAILED, OK, REFUSED, HttpDoor, Outcome, offer
+from cpupack.runtime.serve.remote_bench import format_table, judge, parse_url
 from helpers.served import Served, serving
 
 
@@ -56,6 +59,7 @@ def test_every_request_of_the_schedule_is_accounted_for(package_dir: Path, serve
     ("options", "words"),
     [
         (["--server", "ftp://x", "--rate", "1"], "expected http://HOST:PORT or grpc://HOST:PORT"),
+        (["--server", "http://me:secret@x", "--rate", "1"], "--server: a server takes no user and no password"),
         (["--server", "http://x"], "needs --rate PER_SECOND"),
         (["--server", "http://x", "--rate", "1", "--threads", "2"], "--threads is the server's own setting"),
         (["--server", "http://x", "--rate", "1", "--html", "a.html"], "--html is not for --server"),
@@ -106,6 +110,61 @@ def test_latency_counts_from_the_schedule_and_failures_are_told(at_once: bool) -
     assert found.errors == {"EOFError": 3}
     assert (found.sent_s >= due_s).all()
     assert (found.end_s >= found.sent_s).all()
+
+
+class Impostor:
+    """A server that answers what it is told to, whatever it is asked, and closes."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+
+    async def __aenter__(self) -> HttpDoor:
+        self.server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        return HttpDoor("127.0.0.1", self.server.sockets[0].getsockname()[1], "/", [b"x"], [])
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(self.answer)
+        await writer.drain()
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", "the server closed the connection"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "the answer is no HTTP"),  # what a server with TLS says
+        (b'HTTP/1.1 401 Unauthorized\r\nContent-Length: 18\r\n\r\n{"error": "hello"}', "status 401: hello"),
+        (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "status 503"),  # of a proxy, not the server
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 1\r\n\r\n<", "status 502"),
+    ],
+)
+def test_what_another_server_answers_is_told(answer: bytes, error: str) -> None:
+    async def run() -> Outcome:
+        async with Impostor(answer) as door:
+            found = await offer(door, np.zeros(2))
+            await door.close()
+            return found
+
+    found = asyncio.run(run())
+    assert (found.state.tolist(), found.errors) == ([FAILED, FAILED], {error: 2})
+
+
+def test_a_server_that_fails_some_does_not_pass(package_dir: Path) -> None:
+    """One that died after a second passed, by the few that it had answered in time."""
+    target, manifest = parse_url("http://127.0.0.1:1"), read_manifest(package_dir)
+    options, load = BenchOptions("server", rate_per_s=100.0, max_latency_ms=1000.0), Load(100.0, 6.0, 0)
+    found = Outcome.of(load.arrivals_s())
+    found.sent_s[:] = found.end_s[:] = found.due_s
+    found.state[:] = OK
+    for passed in (True, False):
+        judged = judge(target, manifest, options, load, found, "tensors", 0.1, 6.0)
+        assert (judged["passed"], judged["failed"]) == (passed, 0 if passed else 1)
+        found.state[-1] = FAILED
+    assert "  FAIL       p99 of what was answered against 1000 ms, and no request may fail;" in format_table(judged)
 
 
 def test_an_alarm_rings_once_and_never_too_early() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import resource
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from test_serve_lifecycle import PHOTO, Load
 
+from cpupack.runtime.serve.metrics import Metrics
 from helpers.served import serving
 from helpers.waiting import PATIENCE_S, wait_until
 
@@ -149,3 +151,16 @@ def test_a_host_with_few_open_files_is_named_and_ends_nothing_from_below(package
     )
     assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
     assert done.stderr.endswith("and this host allows 6 (ulimit -Hn); raise the limit\n")
+
+
+def test_the_metrics_are_there_where_no_file_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page was an error of the server just when somebody wanted to know how many files are open."""
+
+    def refused(*_: object, **__: object) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr(Path, "iterdir", refused)
+    text = Metrics().text()
+    assert "\nprocess_open_fds " not in text
+    assert "\nprocess_cpu_seconds_total " in text

@@ -9,6 +9,7 @@ import dataclasses
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -399,6 +400,24 @@ def test_files_for_operators_hold_the_options(package_dir: Path, kind: str, tmp_
             assert checked.returncode == 0, checked.stderr
     else:
         assert '"--host", "0.0.0.0"' in text
+
+
+@pytest.mark.parametrize("kind", ["containerfile", "compose"])
+def test_the_health_check_of_a_container_passes_its_proxy(package_dir: Path, kind: str) -> None:
+    """Docker gives the proxy that it is set up with to every container."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        text = run_serve(package_dir, "--emit", kind, "--port", str(port)).stdout
+        code = re.search(r'import urllib\.request[^"\n]+', text)
+        assert code is not None
+        proxied = {**os.environ, "http_proxy": "http://127.0.0.1:1", "no_proxy": ""}
+        child = subprocess.Popen([sys.executable, "-c", code[0]], env=proxied, stderr=subprocess.PIPE, text=True)
+        listening.settimeout(PATIENCE_S)
+        asking, _ = listening.accept()
+        with asking:
+            assert asking.recv(100).startswith(b"GET /v2/health/ready HTTP/1.1")
+            asking.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        assert (child.wait(PATIENCE_S), child.communicate()[1]) == (0, "")
 
 
 def test_a_unit_hands_its_secrets_over_and_writes_words_as_systemd_reads_them(

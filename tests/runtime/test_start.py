@@ -34,8 +34,8 @@ from helpers.waiting import wait_until
 pytestmark = needs_kernels
 
 SLOW_TO_IMPORT = {
-    "PIL", "argparse", "asyncio", "email", "http", "importlib.metadata", "jinja2", "numpy.random", "socket", "ssl",
-    "subprocess", "torch", "unittest",
+    "PIL", "argparse", "asyncio", "email", "http", "importlib.metadata", "jinja2", "numpy.ma", "numpy.random", "socket",
+    "ssl", "subprocess", "torch", "unittest",
 }  # fmt: skip
 """What takes milliseconds and is not needed to answer a caller who has pixels."""
 

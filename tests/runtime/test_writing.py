@@ -88,3 +88,31 @@ def test_a_file_that_cannot_be_renamed_over_is_written(tmp_path: Path, monkeypat
         stream.write(b"after")
     assert path.read_bytes() == b"after"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_that_cannot_synchronize_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But a disk that is full or broken is one."""
+    numbers = [errno.EINVAL, errno.EIO]
+
+    def refused(_: int) -> None:
+        number = numbers.pop(0)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with whole_file(tmp_path / "a") as stream:
+        stream.write(b"after")
+    with pytest.raises(OSError, match="Input/output error"), whole_file(tmp_path / "a") as stream:
+        stream.write(b"later")
+    assert (tmp_path / "a").read_bytes() == b"after"
+
+
+def test_a_file_system_without_permissions_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FAT on a memory card: it refuses to change them, and the file is written all the same."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refused)
+    with whole_file(tmp_path / "a") as stream:
+        stream.write(b"after")
+    assert (tmp_path / "a").read_bytes() == b"after"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -141,6 +142,33 @@ def test_a_bug_shows_its_traceback_and_exits_1(
     assert (code, out) == (1, "")
     assert err.startswith("Traceback")
     assert err.endswith("cpupack: this is a bug in cpupack; please report it with the traceback above\n")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), 2, "error: x: File name too long\n"),
+        (PermissionError(errno.EACCES, "Permission denied", b"x"), 2, "error: x: Permission denied\n"),
+        (OSError(errno.EMFILE, "Too many open files", "x"), 1, "error: too many files are open ("),
+        (ImportError("x.so: cannot open shared object file: Too many open files"), 1, "error: too many files are open"),
+        (MemoryError(), 1, "error: there is not enough memory ("),
+        (
+            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            1,
+            "error: there is not enough memory (",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, raised: Exception, code: int, words: str
+) -> None:
+    def fail(_: Path) -> None:
+        raise raised
+
+    monkeypatch.setattr("cpupack.wheel.inspect.inspect", fail)
+    found, out, err = run("inspect", "some.whl")
+    assert (found, out, err.count("\n")) == (code, "", 1)
+    assert err.startswith(words)
 
 
 @pytest.mark.parametrize(

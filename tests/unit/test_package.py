@@ -246,6 +246,16 @@ def test_a_process_without_room_for_numpy_is_told_so(
     assert done.stderr.startswith(f"tiny-int8: error: there is not enough memory (the process's {named}")
 
 
+def test_a_package_that_is_missing_is_named(staged: StagedProject) -> None:
+    """As after ``pip install --no-deps``."""
+    code = "import sys\nsys.modules['numpy'] = None\nfrom tiny_int8._entry import main\nprint(main())"
+    environment = {**os.environ, "PYTHONPATH": str(staged.root / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+    assert done.stderr.startswith("tiny-int8: error: tiny-int8 cannot be loaded: import of numpy halted")
+    assert done.stderr.endswith("; pip install tiny-int8: it brings what is needed\n")
+
+
 def test_an_unknown_name_is_an_attribute_error(staged: StagedProject) -> None:
     code = "import tiny_int8\ntry: tiny_int8.Runer\nexcept AttributeError as error: print(error)"
     assert run_python(staged, code) == "module 'tiny_int8' has no attribute 'Runer'"

@@ -105,6 +105,11 @@ def test_checking_imports_no_torch() -> None:
         ('a = "x\nb = 2', 'FILE:1: not TOML: the string has no closing quote on its line, column 7: a = "x'),
         ('a = """x\n', "FILE:2: not TOML: unterminated string, end of file"),
         ("a =", "FILE:1: not TOML: invalid value, column 4: a ="),
+        ("a = \x1b[31m", "FILE:1: not TOML: invalid value, column 5: a = \\x1b[31m"),  # a terminal would obey
+        (
+            f"a = {[1] * 200} b\n",
+            f"FILE:1: not TOML: expected newline or end of document after a statement, column 606: ...{'1, ' * 32}1] b",
+        ),
     ],
 )
 def test_syntax_error(problems: Load, text: str, expected: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -63,6 +64,21 @@ def test_other_directories_are_left_alone(tmp_path: Path) -> None:
     os.utime(young, (0, 0))  # from before there were locks
     sweep(tmp_path)
     assert not young.exists()
+
+
+def test_a_file_system_without_locks_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS without its lock service. What lies there may be in use: nobody removes it."""
+    other = tmp_path / "cpupack-other"
+    other.mkdir()
+    (other / ".lock").touch()
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with scratch_directory() as work:
+        (work / "file").touch()
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_no_room_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import HostError, IntegrityError
 from ..host import cpu
+from ..host.limits import system_fault
 from ..manifest import Manifest
 
 _CLAUSE = re.compile(r"^(>=|<=|==|!=|<|>)\s*(\d+(?:\.\d+)*)$")
@@ -71,6 +72,8 @@ def require_torch(manifest: Manifest, path: Path) -> None:
     try:
         import torch
     except ImportError as error:
+        if (refused := system_fault(error)) is not None:
+            raise HostError(refused) from error
         reason = manifest.torch.get("reason")
         because = f", and {reason}" if reason else ""
         wanted = f'"torch{manifest.torch["requires"]}"'

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ..errors import RunnerError
-from ..host.limits import why_no_thread
 from ..threads import Answer, ThreadRefusedError, start
 
 T = TypeVar("T")
@@ -68,9 +67,9 @@ class Crew:
                 begun: Answer[None] = Answer()
                 start(_enlist, state, begun)
                 begun.result()  # else closing at once would not wait for it
-        except ThreadRefusedError as error:
+        except ThreadRefusedError:
             self.close()
-            raise ThreadRefusedError(why_no_thread()) from error
+            raise
 
     @property
     def load(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import HostError
 from ..host import cpu
+from ..host.limits import system_fault
 from ..manifest import hash_file
 from .prototypes import declare
 
@@ -80,6 +81,8 @@ def _open(path: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
+        if (refused := system_fault(error)) is not None:
+            raise HostError(refused) from error
         raise HostError(
             f"the system cannot load the native kernels: {error}; they need glibc 2.28 or later, and a file "
             "system that is not mounted noexec"

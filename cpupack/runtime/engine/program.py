@@ -15,6 +15,7 @@ import mmap
 import os
 import struct
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -156,7 +157,9 @@ def is_program(path: Path, engine: str) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _note_name(archive) is not None
-    except UNREADABLE:
+    except UNREADABLE as error:
+        if (refused := system_fault(error)) is not None:
+            raise HostError(refused) from error
         return False
 
 
@@ -276,7 +279,8 @@ def _read_stored(path: Path, member: zipfile.ZipInfo, room: int) -> npt.NDArray[
         # Private, because Python's default is shared memory, which gets large pages on few systems.
         memory = mmap.mmap(-1, max(1, room + member.file_size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # kernels and sandboxes without large pages refuse: small ones serve too
+                memory.madvise(mmap.MADV_HUGEPAGE)
         if file.readinto(memoryview(memory)[room : room + member.file_size]) != member.file_size:
             raise ValueError("it is truncated")
     return np.frombuffer(memory, np.uint8)

@@ -1,4 +1,4 @@
-"""Reads what the control groups allow this process: CPU quota, CPU set, and how often it was throttled.
+"""Reads what the control groups allow this process: CPUs, memory, threads, and how often it was throttled.
 
 Both versions are read from the kernel's files under ``root``, and on hybrid hosts both apply
 (Documentation/admin-guide/cgroup-v1/cgroups.rst and cgroup-v2.rst of the Linux sources). A limit holds for
@@ -42,6 +42,28 @@ def cpu_set(root: Path) -> frozenset[int] | None:
         if text := read_text(path):
             return parse_cpu_list(text)
     return None
+
+
+def memory_left_bytes(root: Path) -> int | None:
+    """Return the memory that this process's groups may still take, the least of all levels; None without a limit.
+
+    What of files was not used lately is given back before a group runs out, so it does not count.
+    """
+    found = [
+        _left(group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        for group in _groups(root, "memory")
+    ]
+    found += [_left(group, "memory.max", "memory.current", "inactive_file") for group in _groups(root, "")]
+    return min((left for left in found if left is not None), default=None)
+
+
+def _left(group: Path, limit: str, usage: str, unused_files: str) -> int | None:
+    most, used = read_text(group / limit), read_text(group / usage)
+    if most is None or used is None or not most.isdigit() or not used.isdigit():  # "max": no limit
+        return None
+    stat = dict(line.split(" ", 1) for line in (read_text(group / "memory.stat") or "").splitlines() if " " in line)
+    files = stat.get(unused_files, "0")
+    return max(0, int(most) - int(used) + (int(files) if files.isdigit() else 0))
 
 
 def throttling(root: Path) -> tuple[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import resource
 import sys
 from pathlib import Path
@@ -19,6 +20,14 @@ _LIBRARIES_DATA_BYTES = 36 * 2**20
 """What they need of its data at least, with one thread of OpenBLAS: 40 MB were measured."""
 _NOT_MAPPED = ("failed to map segment", "Cannot allocate memory", "cannot create shared object")
 """What the C library says of a shared library for which there is no memory."""
+_NOT_OPENED = ("Too many open files",)
+"""What it says of one that cannot be opened because too many files are open."""
+
+_OF_PLACES = {
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+    errno.EFBIG, errno.EIO, errno.ESTALE,
+}  # fmt: skip
+"""What is the fault of a place, or of its disk, and never that of a program."""
 
 
 def why_no_thread(root: Path = _ROOT) -> str:
@@ -29,7 +38,7 @@ def why_no_thread(root: Path = _ROOT) -> str:
     found = [
         text
         for text in (
-            _limit("the user's processes and threads (ulimit -u)", None, resource.getrlimit(resource.RLIMIT_NPROC)[0]),
+            _limit("the user's processes and threads (ulimit -u)", None, _most(resource.RLIMIT_NPROC)),
             _limit("the control group's threads (pids.max)", *cgroup.thread_limit(root)),
             *_memory_limits(),
             _limit("the system's threads", None, _number(cgroup.read_text(root / "proc/sys/kernel/threads-max"))),
@@ -50,16 +59,35 @@ def why_no_memory() -> str:
 
 def why_no_file() -> str:
     """Return one sentence: no other file can be opened, the limit that may be the cause, and what to do."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return f"too many files are open (the process's open files (ulimit -n): {most}); raise the limit, or close some"
+    most = _most(resource.RLIMIT_NOFILE)
+    limit = "no limit is known" if most < 0 else f"the process's open files (ulimit -n): {most}"
+    return f"too many files are open ({limit}); raise the limit, or close some"
 
 
-def system_fault(error: Exception) -> str | None:
-    """Return a sentence where the system refused memory or another open file; None where what was read is at fault."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.ENOMEM:
+def system_fault(error: BaseException) -> str | None:
+    """Return a sentence where the system refused memory or another open file; None where what was read is at fault.
+
+    Python and its packages import modules when they first need them. So the error may be that of an import, too.
+    """
+    if not isinstance(error, OSError | ImportError):
+        return None
+    # The loader of shared libraries has no number for what went wrong.
+    number, text = getattr(error, "errno", None), str(error)
+    if number == errno.ENOMEM or (number is None and any(words in text for words in _NOT_MAPPED)):
         return why_no_memory()
-    return why_no_file() if number in (errno.EMFILE, errno.ENFILE) else None
+    if number in (errno.EMFILE, errno.ENFILE) or (number is None and any(words in text for words in _NOT_OPENED)):
+        return why_no_file()
+    return None
+
+
+def place_fault(error: BaseException) -> str | None:
+    """Return a sentence where the system refuses a place that a user has named, None where something else is wrong.
+
+    Python's ``Path.is_file`` and others raise this, too: a directory is closed to this user, a name is too long.
+    """
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in _OF_PLACES:
+        return None
+    return f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: {error.strerror}"
 
 
 def no_room_for_libraries() -> str | None:
@@ -73,7 +101,7 @@ def no_room_for_libraries() -> str | None:
         (resource.RLIMIT_AS, _LIBRARIES_BYTES, mmap.PROT_READ),
         (resource.RLIMIT_DATA, _LIBRARIES_DATA_BYTES, mmap.PROT_READ | mmap.PROT_WRITE),
     ):
-        if resource.getrlimit(limit)[0] == resource.RLIM_INFINITY:
+        if _most(limit) == resource.RLIM_INFINITY:
             continue
         try:
             mmap.mmap(-1, needed, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=prot).close()
@@ -82,17 +110,19 @@ def no_room_for_libraries() -> str | None:
     return None
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Return whether a library could not be loaded because there is not enough memory for it."""
-    text, cause = str(error), error.__cause__ or error.__context__
-    return any(words in text for words in _NOT_MAPPED) or (cause is not None and lacks_memory(cause))
-
-
 def _memory_limits() -> list[str | None]:
     return [
-        _limit(what, None, _kibibytes(resource.getrlimit(which)[0]))
+        _limit(what, None, _kibibytes(_most(which)))
         for what, which in ((_MEMORY, resource.RLIMIT_AS), (_DATA, resource.RLIMIT_DATA))
     ]
+
+
+def _most(which: int) -> int:
+    """Return a limit of this process."""
+    try:
+        return resource.getrlimit(which)[0]
+    except OSError:  # a sandbox does not let it ask
+        return resource.RLIM_INFINITY
 
 
 def _limit(what: str, used: int | None, most: int | None) -> str | None:

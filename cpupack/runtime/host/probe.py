@@ -90,7 +90,7 @@ class HostProbe:
 
     def budget(self) -> CpuBudget:
         """Return the CPUs and the share of them that this process may use."""
-        affinity = self.affinity if self.affinity is not None else frozenset(os.sched_getaffinity(0))
+        affinity = self.affinity if self.affinity is not None else self._affinity()
         cpuset = cgroup.cpu_set(self.root)
         # An empty intersection happens only when a made-up or stale cpuset file contradicts the scheduler.
         allowed = (affinity & cpuset if cpuset else affinity) or affinity
@@ -110,6 +110,12 @@ class HostProbe:
         """Return the CPUs that are switched on."""
         text = cgroup.read_text(self.root / "sys/devices/system/cpu/online")
         return cgroup.parse_cpu_list(text) if text else frozenset(range(os.cpu_count() or 1))
+
+    def _affinity(self) -> frozenset[int]:
+        try:
+            return frozenset(os.sched_getaffinity(0))
+        except OSError:  # a sandbox does not let this process ask
+            return self.online()
 
     def topology(self) -> Topology:
         """Return the NUMA nodes of the CPUs that this process may use."""

@@ -57,6 +57,8 @@ def module_command(module: str, package_dir: Path | None = None, also: Sequence[
 
 def interpreter() -> str:
     """Return the path of this Python's interpreter. Raises HostError inside a program that does not say it."""
+    if getattr(sys, "frozen", False):  # PyInstaller and others: it would start the whole program once more
+        raise HostError(f"this Python cannot start another: it is frozen into {sys.executable}")
     if not sys.executable:
         raise HostError("this Python cannot start another: it does not know its interpreter (sys.executable is empty)")
     return sys.executable
@@ -89,6 +91,8 @@ def interrupts_held_back() -> Iterator[None]:
 def run(command: Sequence[str], *, timeout_s: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command and return its exit code, stdout and stderr as text; every exception ends the child.
 
+    What it prints is taken as UTF-8 in every locale, and bytes that are none are ``\\x..``.
+
     ``options`` are those of ``subprocess.Popen``. ``subprocess.run`` would lose a child if the interrupt comes while
     the child starts, because it has no process to end yet. Raises ``subprocess.TimeoutExpired``, and HostError when the
     command cannot be started.
@@ -96,7 +100,10 @@ def run(command: Sequence[str], *, timeout_s: float | None = None, **options: An
     child: subprocess.Popen[str] | None = None
     try:
         with interrupts_held_back(), _start_refused(command[0]):
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+            child = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                encoding="utf-8", errors="backslashreplace", **options,
+            )  # fmt: skip
         out, err = child.communicate(timeout=timeout_s)
     except BaseException:
         if child is not None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
+from ..arrays import is_masked
 from ..engine import library as native_library
 from ..errors import HostError, InputError
 from ..handlers import raised_by_handler
@@ -104,7 +105,7 @@ def load_pixels(source: ImageSource, spec: PreprocessSpec) -> npt.NDArray[np.uin
         except InputError as error:  # of its kind of pixels, or of its size: which file it is, only this place knows
             raise InputError(f"{name}: {error}") from None
     # The other path refuses a masked array, whose mask would be lost, and what is no array of RGB pixels.
-    if isinstance(source, np.ndarray) and not isinstance(source, np.ma.MaskedArray) and source.dtype == np.uint8:
+    if isinstance(source, np.ndarray) and not is_masked(source) and source.dtype == np.uint8:
         fast = _from_pixels(source, spec) if source.ndim == 3 and source.shape[2] == 3 and source.size else None
         if fast is not None:
             return fast

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from ..arrays import is_masked
 from ..errors import InputError
 from ..handlers import raised_by_handler
 from .formats import check_format, not_an_image
@@ -227,7 +228,7 @@ def _out_of_memory(name: str, image: Image.Image) -> InputError:
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     shape = tuple(array.shape)
-    if isinstance(array, np.ma.MaskedArray):
+    if is_masked(array):
         raise InputError("image array is a masked array; expected a plain one: filled(0) gives masked pixels a value")
     if array.dtype != np.uint8:
         raise InputError(f"image array has dtype {array.dtype}; expected uint8 pixels (0..255)")

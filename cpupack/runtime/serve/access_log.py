@@ -82,6 +82,8 @@ class AccessLog:
 
     def _open(self) -> int:
         if self._path is None:
+            if sys.stdout is None:  # then its number may be that of a connection
+                raise InputError("--access-log -: standard output was closed before the start; name a file")
             return sys.stdout.fileno()
         try:
             return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)

@@ -51,6 +51,8 @@ def require_extra(package_dir: Path, modules: list[str]) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
+            if (refused := system_fault(error)) is not None:
+                raise HostError(refused) from error
             raise HostError(
                 f"serve needs {module}, which is not installed ({error}): pip install '{name}[serve]'"
             ) from None
@@ -65,12 +67,7 @@ def _serve(package_dir: Path, options: ServeOptions, say: Say) -> tuple[dict[str
     keep_memory(os.environ)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    try:
-        loop = uvloop.new_event_loop()
-    except OSError as error:
-        if (refused := system_fault(error)) is not None:
-            raise HostError(refused) from error
-        raise
+    loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
 
     async def serve() -> Server:

@@ -44,7 +44,7 @@ WantedBy=multi-user.target
 """)
 
 _CONTAINERFILE = Template("""\
-# podman build --format docker -t $name . && podman run --rm -p $port:$port $name
+# podman build --format docker -t $image . && podman run --rm -p $port:$port $image
 # The folder of this file holds the wheel.
 FROM docker.io/library/python:3.12-slim
 COPY *.whl /wheels/
@@ -54,7 +54,7 @@ USER 10001
 EXPOSE $ports
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=2s --start-period=30s CMD ["python", "-c", \\
-  "import urllib.request as u; u.urlopen('http://127.0.0.1:$port/v2/health/ready', timeout=2)"]
+  "$healthcheck"]
 ENTRYPOINT ["$name", "serve"]
 CMD [$arguments]
 """)
@@ -80,11 +80,17 @@ $published
         - CMD
         - python
         - -c
-        - import urllib.request as u; u.urlopen('http://127.0.0.1:$port/v2/health/ready', timeout=2)
+        - $healthcheck
       interval: 5s
       timeout: 2s
       start_period: 30s
 """)
+
+# Without a proxy: where Docker is set up with one, it gives the variable http_proxy to every container.
+_HEALTHCHECK = Template(
+    "import urllib.request as u; "
+    "u.build_opener(u.ProxyHandler(dict())).open('http://127.0.0.1:$port/v2/health/ready', timeout=2)"
+)
 
 _OPTIONS = (
     "max_latency_ms", "shed_status", "max_queue", "max_queue_mb", "host", "port", "grpc_port", "tls_cert", "tls_key",
@@ -122,6 +128,7 @@ def emit(kind: str, manifest: Manifest, args: argparse.Namespace) -> str:
     template = {"systemd": _SYSTEMD, "containerfile": _CONTAINERFILE, "compose": _COMPOSE}[kind]
     return template.substitute(
         name=manifest.name,
+        image=manifest.name.lower(),
         version=manifest.version,
         options=" ".join(map(_for_systemd, words)) + given,
         credentials="".join(
@@ -131,6 +138,7 @@ def emit(kind: str, manifest: Manifest, args: argparse.Namespace) -> str:
         capabilities="AmbientCapabilities=CAP_NET_BIND_SERVICE\n" * any(0 < port < _PRIVILEGED_BELOW for port in ports),
         arguments=", ".join(json.dumps(word.replace("$", "$$") if kind == "compose" else word) for word in words),
         port=values["port"],
+        healthcheck=_HEALTHCHECK.substitute(port=values["port"]),
         ports=" ".join(map(str, ports)),
         published="\n".join(f'      - "127.0.0.1:{port}:{port}"' for port in ports),
         stop_s=round(values["grace"] + values["drain"]) + _STOP_MARGIN_S,

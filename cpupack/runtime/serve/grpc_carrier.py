@@ -22,6 +22,7 @@ from .request import RefusedError
 from .scheduler import BYTES, Refusal
 
 Answering = Callable[[Any, Any, "Carried"], Awaitable[bytes]]
+Trailing = tuple[tuple[str, str], ...]
 _RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -35,8 +36,8 @@ class Carried:
         self.size = 0
         self.at_work = self.has_all = False
         self.since_s = time.monotonic()
-        self.cut: tuple[Any, str] | None = None
-        """The status and the text of a call that was ended because its client is slow."""
+        self.cut: tuple[Any, str, Trailing] | None = None
+        """The status, the text and the metadata of a call that was ended because its client is slow."""
 
     def hold(self, backlog_s: Callable[[], float]) -> None:
         """Count the message. Raises RefusedError where there is no room for it."""
@@ -59,10 +60,10 @@ class Carried:
         """Return for how long its client has been sending or reading."""
         return 0.0 if self.at_work or self.cut is not None else now_s - self.since_s
 
-    def end(self, code: Any, text: str) -> None:
+    def end(self, code: Any, text: str, trailing: Trailing = ()) -> None:
         """End the call, because its client is slow. Where that has its answer to read, cut the connection."""
         if self.cut is None and self._task is not None:
-            self.cut = code, text
+            self.cut = code, text, trailing
             self.release()
             if not (self.has_all and cut(self._peer)):
                 self._task.cancel()
@@ -70,7 +71,8 @@ class Carried:
     def give_way(self) -> None:
         """End the call for others, if its client is still slow."""
         if self.slow_s(time.monotonic()) > SLOW_S:
-            self.end(_RESOURCE_EXHAUSTED, "refused (bytes): the client is slow, and others need the room")
+            text = f"refused ({BYTES}): the client is slow, and others need the room"
+            self.end(_RESOURCE_EXHAUSTED, text, (("x-refused", BYTES),))
 
 
 class Carrier:

@@ -149,7 +149,7 @@ class Calls:
             try:
                 return await call(message, context)
             except UnavailableError as error:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, error.reason)
+                await context.abort(grpc.StatusCode.UNAVAILABLE, error.reason, (("x-refused", error.reason),))
 
         return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_serialized)
 
@@ -189,7 +189,7 @@ class Calls:
         try:
             await self._check_model(request.model_name, request.model_version, context)
         except UnavailableError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, error.reason)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, error.reason, (("x-refused", error.reason),))
         answer = b""
         service, reason, served = self._service, None, None
         code, text = grpc.StatusCode.OK, ""

@@ -7,6 +7,7 @@ omission"). The client shares its host with the server where both run on one: wh
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import HostError
+from ..host.limits import system_fault
 from . import steps
 from .addresses import address
 from .alarm import Alarm
@@ -27,6 +29,8 @@ Floats = npt.NDArray[np.float64]
 OK, REFUSED, FAILED = 0, 1, 2
 _MOST_CONNECTIONS = 512
 _PATIENCE_S = 10.0
+_REFUSED = "x-refused"
+"""The header, and the metadata of gRPC, with which the server says that it refused on purpose."""
 
 
 @dataclass
@@ -83,7 +87,7 @@ async def offer(door: Door, due_s: Floats) -> Outcome:
         try:
             state, text = await door.ask(number)
         except (OSError, EOFError, asyncio.CancelledError) as error:
-            state, text = FAILED, type(error).__name__
+            state, text = FAILED, _words(error)
         if over:
             return
         if state == FAILED:
@@ -128,6 +132,13 @@ async def offer(door: Door, due_s: Floats) -> Outcome:
     return found
 
 
+def _words(error: BaseException) -> str:
+    """Return what went wrong with a request, the same text for all that failed alike."""
+    if (refused := system_fault(error)) is not None:
+        return f"this client, not the server: {refused}"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 class HttpDoor:
     """Sends the same few requests in turn over HTTP/1.1, on as many connections as are needed at a time."""
 
@@ -154,11 +165,14 @@ class HttpDoor:
         self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
 
     async def open(self) -> None:
-        """Connect once. Raises HostError when nobody listens."""
+        """Connect once. Raises HostError when nobody listens, or nobody answers."""
+        where = address(self._host, self._port)
         try:
-            self._idle.append(await self._connect())
+            self._idle.append(await asyncio.wait_for(self._connect(), _PATIENCE_S))
+        except asyncio.TimeoutError:  # an OSError, too, from Python 3.11 on
+            raise HostError(f"cannot connect to {where}: no answer within {_PATIENCE_S:g} s") from None
         except OSError as error:  # those of TLS, too
-            raise HostError(f"cannot connect to {address(self._host, self._port)}: {error}") from error
+            raise HostError(f"cannot connect to {where}: {error}") from error
 
     async def ask(self, number: int) -> tuple[int, str]:
         """Send request ``number`` and return what became of it."""
@@ -171,7 +185,9 @@ class HttpDoor:
                 self._idle.append(connection)
         if status == 200:
             return OK, ""
-        return (REFUSED, "") if status in (429, 503) else (FAILED, f"status {status}")
+        if status in (429, 503) and connection.refused():
+            return REFUSED, ""
+        return FAILED, f"status {status}{connection.told()}"
 
     async def close(self) -> None:
         """Close every connection."""
@@ -190,6 +206,7 @@ class _HttpConnection(asyncio.Protocol):
         self.closed = False
         self._transport: Any = None
         self._waiting: steps.Outcome | None = None
+        self._last = b""
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -201,7 +218,13 @@ class _HttpConnection(asyncio.Protocol):
             self._waiting.settle(None, EOFError("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+        self._last = data
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.close()
+            if self._waiting is not None:
+                self._waiting.settle(None, EOFError("the answer is no HTTP"))
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -217,6 +240,18 @@ class _HttpConnection(asyncio.Protocol):
         self._transport.write(request)
         status: int = await self._waiting
         return status
+
+    def refused(self) -> bool:
+        """Return whether the server itself refused: a proxy whose server is gone answers with 503, too."""
+        return _REFUSED.encode() in self._last.lower()
+
+    def told(self) -> str:
+        """Return what the server says of the error that it has just answered with, where it does so in its own form."""
+        body = self._last.partition(b"\r\n\r\n")[2]
+        try:
+            return f": {json.loads(body)['error']}"
+        except (ValueError, LookupError, TypeError):
+            return ""
 
     def close(self) -> None:
         self.closed = True
@@ -251,7 +286,10 @@ class GrpcDoor:
         import grpc
 
         for _ in range(4):
-            options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+            options = [
+                ("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1),
+                ("grpc.enable_http_proxy", 0),  # it measures the server, as over HTTP
+            ]  # fmt: skip
             if self._tls:
                 trusted = grpc.ssl_channel_credentials(self._roots)
                 channel = grpc.aio.secure_channel(self._address, trusted, options=options)
@@ -273,7 +311,8 @@ class GrpcDoor:
                 self._bodies[number % len(self._bodies)], metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+            # UNAVAILABLE is also what gRPC says where the server is gone.
+            if any(key == _REFUSED for key, _ in error.trailing_metadata() or ()):
                 return REFUSED, ""
             return FAILED, f"{error.code().name}: {error.details()}"
         return OK, ""

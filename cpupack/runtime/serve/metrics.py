@@ -87,8 +87,11 @@ class Gauge:
         self.name, self.text, self.labels, self._read = name, text, tuple(labels), read
 
     def lines(self) -> list[str]:
-        """Return the samples in the text format."""
-        found = self._read()
+        """Return the samples in the text format, none where the system does not tell."""
+        try:
+            found = self._read()
+        except OSError:  # no file is left to open: the page is wanted then above all
+            return []
         values = found if isinstance(found, Mapping) else {(): found}
         return [f"{self.name}{_labels(self.labels, key)} {_number(value)}" for key, value in values.items()]
 

@@ -67,6 +67,8 @@ def parse_url(url: str) -> Target:
         port = parts.port
     except ValueError as error:
         raise InputError(f"--server {url}: {error}") from None
+    if parts.username is not None:
+        raise InputError("--server: a server takes no user and no password; --token-file names the file of its token")
     protocol = parts.scheme.removesuffix("s")
     known = parts.scheme in ("http", "https", "grpc", "grpcs")
     if not known or not parts.hostname or parts.path.strip("/") or parts.query:
@@ -117,7 +119,7 @@ def run(package_dir: Path, url: str, options: BenchOptions, access: Access | Non
     load = Load(options.rate_per_s, (options.duration_s or DEFAULT_DURATION_S) + _WARM_UP_S, options.seed)
     door, what = _door(target, manifest, options, access)
     outcome, cpu_s, took_s = _offer(door, load)
-    found = _result(target, manifest, options, load, outcome, what, cpu_s, took_s)
+    found = judge(target, manifest, options, load, outcome, what, cpu_s, took_s)
     return found | {"server_metrics": _server_metrics(target, access)}
 
 
@@ -217,7 +219,7 @@ def _bytes_text(count: float) -> str:
     return f"{count:.0f} bytes" if count < 1000 else f"{count / 1000:.0f} KB"
 
 
-def _result(
+def judge(
     target: Target,
     manifest: Manifest,
     options: BenchOptions,
@@ -227,11 +229,14 @@ def _result(
     cpu_s: float,
     took_s: float,
 ) -> dict[str, Any]:
+    """Return the result as JSON. Raises HostError where no request was answered."""
     counted = outcome.due_s >= _WARM_UP_S
     duration_s = load.duration_s - _WARM_UP_S
     latency_ms = 1000.0 * (outcome.end_s - outcome.due_s)
     answered, refused = counted & (outcome.state == OK), counted & (outcome.state == REFUSED)
     late_ms = 1000.0 * (outcome.sent_s - outcome.due_s)[counted & ~np.isnan(outcome.sent_s)]
+    if not counted.any():
+        raise InputError(f"--rate {load.rate_per_s:g} for {duration_s:g} s offers no requests")
     if not answered.any():
         causes = "; ".join(f"{text} ({count})" for text, count in outcome.errors.items()) or "every request was refused"
         raise HostError(f"{target} answered no request: {causes}")
@@ -241,6 +246,7 @@ def _result(
         reasons.append(f"only {int(answered.sum())} answers; a p99 needs {MIN_REQUESTS}: raise --duration")
     if cpu_s / took_s > _BUSY_CLIENT:
         reasons.append(f"the client was busy for {cpu_s / took_s:.0%} of a core; it may have limited the rate")
+    failed = int(counted.sum() - answered.sum() - refused.sum())
     within = answered if bound is None else answered & (latency_ms <= bound)
     return {
         "scenario": "server",
@@ -251,12 +257,12 @@ def _result(
         "requests": int(counted.sum()),
         "answered": int(answered.sum()),
         "refused": int(refused.sum()),
-        "failed": int(counted.sum() - answered.sum() - refused.sum()),
+        "failed": failed,
         "errors": outcome.errors,
         "answered_per_s": float(answered.sum()) / duration_s,
         "goodput_per_s": float(within.sum()) / duration_s,
         "max_latency_ms": bound,
-        "passed": None if bound is None else summary["p99"] <= bound,
+        "passed": None if bound is None else summary["p99"] <= bound and not failed,
         "latency_ms": summary,
         "refusal_ms": latency_summary(latency_ms[refused]) if refused.any() else None,
         "client": {"cpu_s": cpu_s, "cpu_share": cpu_s / took_s, "late_p99_ms": float(np.percentile(late_ms, 99))},
@@ -270,10 +276,13 @@ def _server_metrics(target: Target, access: Access) -> dict[str, float]:
     """Return the server's CPU time and memory, where it tells them over HTTP."""
     if target.protocol != "http":
         return {}
+    # As the requests go, past any proxy of the environment: it would get the token.
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if target.tls:
+        handlers.append(urllib.request.HTTPSHandler(context=access.context()))
     try:
         request = urllib.request.Request(f"{target}/metrics", headers=dict(access.headers))  # noqa: S310 - parse_url
-        tls = access.context() if target.tls else None
-        with urllib.request.urlopen(request, timeout=5, context=tls) as answer:  # noqa: S310 - as above
+        with urllib.request.build_opener(*handlers).open(request, timeout=5) as answer:
             text = answer.read().decode()
     except (OSError, urllib.error.URLError, UnicodeDecodeError):
         return {}
@@ -302,8 +311,8 @@ def format_table(found: dict[str, Any]) -> str:
     if found["max_latency_ms"] is not None:
         word = "PASS" if found["passed"] else "FAIL"
         lines.append(
-            f"  {word}       p99 of what was answered against {found['max_latency_ms']:g} ms; "
-            f"{found['goodput_per_s']:.1f}/s within it"
+            f"  {word}       p99 of what was answered against {found['max_latency_ms']:g} ms"
+            f"{', and no request may fail' if found['failed'] else ''}; {found['goodput_per_s']:.1f}/s within it"
         )
     lines.append(f"  client     {client['cpu_share']:.0%} of a core, p99 late by {client['late_p99_ms']:.2f} ms")
     lines += [f"  NOT VALID  {reason}" for reason in found["invalid_reasons"]] or ["  valid"]
