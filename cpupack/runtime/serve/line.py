@@ -110,3 +110,25 @@ class Line:
             if size > samples:  # else it ends no later
                 samples, prepare_s = size, each_s * size
         return times.finish_s(self.expected_s, self.spread2, samples, prepare_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What all later requests must reach while ``line`` waits: with the same time to their deadline, or more of it.
+
+    One that takes ``prepare_s`` to decode, or longer, would end at ``finish_s`` at the earliest, and one that takes no
+    time at ``least_s``. What is between is taken to be on a line: smaller calls are worthwhile with those that take
+    longer, so it may be a little less.
+    """
+
+    line: Line
+    budget_s: float
+    prepare_s: float
+    least_s: float
+    finish_s: float
+
+    def finish_with_s(self, prepare_s: float) -> float:
+        """Return when one would end that takes ``prepare_s`` to decode."""
+        if prepare_s >= self.prepare_s:
+            return self.finish_s
+        return self.least_s + (self.finish_s - self.least_s) * prepare_s / self.prepare_s

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .line import Job, Line
+from .line import Bar, Job, Line
 from .times import CallTimes
 
 HIGH, NORMAL, LOW = 1, 2, 3
@@ -62,28 +62,6 @@ class Taken:
     dropped: list[Job]
 
 
-@dataclass(frozen=True, slots=True)
-class _Bar:
-    """What all later requests must reach while ``line`` waits: with the same time to their deadline, or more of it.
-
-    One that takes ``prepare_s`` to decode, or longer, would end at ``finish_s`` at the earliest, and one that takes no
-    time at ``least_s``. What is between is taken to be on a line: smaller calls are worthwhile with those that take
-    longer, so it may be a little less.
-    """
-
-    line: Line
-    budget_s: float
-    prepare_s: float
-    least_s: float
-    finish_s: float
-
-    def finish_with_s(self, prepare_s: float) -> float:
-        """Return when one would end that takes ``prepare_s`` to decode."""
-        if prepare_s >= self.prepare_s:
-            return self.finish_s
-        return self.least_s + (self.finish_s - self.least_s) * prepare_s / self.prepare_s
-
-
 @dataclass
 class _Running:
     jobs: list[Job]
@@ -105,7 +83,7 @@ class Scheduler:
     _dropped: dict[int, list[Job]] = field(default_factory=dict)
     _parked: list[int] = field(default_factory=list)
     _line: Line | None = None
-    _bar: _Bar | None = None
+    _bar: Bar | None = None
     _number: int = 0
     _bytes: int = 0
     _samples: int = 0
@@ -357,7 +335,7 @@ class Scheduler:
         """
         fastest = Job(1, 0, job.arrived_s, job.deadline_s, job.priority, 0.0, None)
         least_s = line.copy().add(fastest, self.times, now_s)
-        self._bar = _Bar(line, job.deadline_s - job.arrived_s, job.prepare_s, least_s, finish_s)
+        self._bar = Bar(line, job.deadline_s - job.arrived_s, job.prepare_s, least_s, finish_s)
 
     def _predict(self, jobs: Sequence[Job], now_s: float) -> tuple[float, float, Line | None]:
         """Return (safe finish, expected begin) of the last of ``jobs``, and the line with them if they are its end."""
