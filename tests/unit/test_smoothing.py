@@ -94,3 +94,14 @@ def test_channels_of_one_row_are_divided_too_where_the_layer_reads_float32_value
     plain, _, _ = lowered(Pooled(), (1, 48), smooth=False)
     assert smooth > plain + 3.0
     assert any("smoothed" in each.kernel for each in int8.layers)
+
+
+def test_features_that_few_rows_show_are_not_divided_by_what_these_rows_say() -> None:
+    """A feature that is zero in eight rows was divided by next to nothing: 19 dB on other rows in place of 40."""
+    generator = torch.Generator().manual_seed(8)
+    features = torch.randn(8, 512, generator=generator).relu()
+    assert divisors_of(features, torch.randn(5, 512, generator=generator)) is None
+    shares = torch.rand(8, 64, generator=generator)
+    weight = torch.randn(5, 128, generator=generator) * torch.cat([torch.full((64,), 20.0), torch.ones(64)])
+    assert divisors_of(torch.cat([shares, 20 * torch.rand(8, 64, generator=generator)], 1), weight) is not None
+    assert divisors_of(features[:3], torch.randn(5, 512, generator=generator)) is None

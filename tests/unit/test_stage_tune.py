@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cpupack.artifacts import StagedProject
+from cpupack.artifacts import StagedProject, VerifyReport
 from cpupack.errors import TuningError
 from cpupack.progress import SilentProgress
 from cpupack.recipe import Recipe
@@ -42,6 +42,8 @@ print(json.dumps({
     "manifest": {"version": "1.0.0"},
 }))
 """
+
+REPORT = VerifyReport("made up", 8, equal_to_quantized=True, sqnr_db=40.0, cosine=1.0, agreement=1.0)
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ class Recorder(SilentProgress):
 
 def test_the_best_setting_and_every_row_come_back(staged: StagedProject) -> None:
     progress = Recorder()
-    plan = tune(staged, recipe(threads=[1]), HERE, progress)
+    plan = tune(staged, recipe(threads=[1]), HERE, REPORT, progress)
     assert plan.tuned
     assert (plan.threads, plan.instances, plan.batch_size) == (1, HostProbe().budget().usable, 16)
     assert plan.objective == "throughput"
@@ -97,22 +99,22 @@ def test_the_best_setting_and_every_row_come_back(staged: StagedProject) -> None
 
 
 def test_latency_asks_for_one_request_at_a_time(staged: StagedProject) -> None:
-    plan = tune(staged, recipe(objective="latency", threads=[1]), HERE, SilentProgress())
+    plan = tune(staged, recipe(objective="latency", threads=[1]), HERE, REPORT, SilentProgress())
     assert (plan.instances, plan.batch_size) == (1, 4)
     assert {row["scenario"] for row in plan.rows} == {"single-stream"}
 
 
 def test_tuning_leaves_nothing_behind_in_the_staged_project(staged: StagedProject) -> None:
     before = sorted(staged.root.rglob("*"))
-    tune(staged, recipe(threads=[1], batch_sizes=[4]), HERE, SilentProgress())
+    tune(staged, recipe(threads=[1], batch_sizes=[4]), HERE, REPORT, SilentProgress())
     assert sorted(staged.root.rglob("*")) == before
 
 
 def test_a_busy_host_is_a_warning(staged: StagedProject) -> None:
     quiet, busy = Recorder(), Recorder()
-    tune(staged, recipe(threads=[1], batch_sizes=[4]), HERE, quiet)
+    tune(staged, recipe(threads=[1], batch_sizes=[4]), HERE, REPORT, quiet)
     (staged.package_dir / "helper.py").write_text("BUSY = True")
-    plan = tune(staged, recipe(threads=[1], batch_sizes=[4]), HERE, busy)
+    plan = tune(staged, recipe(threads=[1], batch_sizes=[4]), HERE, REPORT, busy)
     assert quiet.warnings == []
     assert ["busy host" in text and "made-up tune" in text for text in busy.warnings] == [True]
     assert f"other work disturbed {len(plan.rows)} of {len(plan.rows)} runs" in plan.reason
@@ -120,7 +122,7 @@ def test_a_busy_host_is_a_warning(staged: StagedProject) -> None:
 
 def test_a_target_of_another_family_is_not_tuned_and_says_so(staged: StagedProject) -> None:
     elsewhere = dataclasses.replace(HERE, cpu="aarch64" if machine() == "x86_64" else "x86_64")
-    plan = tune(staged, recipe(), elsewhere, SilentProgress())
+    plan = tune(staged, recipe(), elsewhere, REPORT, SilentProgress())
     assert (plan.tuned, plan.threads, plan.rows) == (False, None, ())
     assert elsewhere.cpu in plan.reason
 
@@ -128,11 +130,11 @@ def test_a_target_of_another_family_is_not_tuned_and_says_so(staged: StagedProje
 def test_a_bound_that_nothing_meets_is_exit_code_7(staged: StagedProject) -> None:
     # Up to batch 16 the made-up machine takes 10 ms for a call of any setting.
     with pytest.raises(TuningError, match=r"max_latency_ms = 5: the lowest p99 is 10\.0 ms") as caught:
-        tune(staged, recipe(max_latency_ms=5.0), HERE, SilentProgress())
+        tune(staged, recipe(max_latency_ms=5.0), HERE, REPORT, SilentProgress())
     assert caught.value.exit_code == 7
     assert "max_latency_ms" in caught.value.hint
 
 
 def test_a_bench_that_cannot_run_is_exit_code_7_with_its_own_words(staged: StagedProject) -> None:
     with pytest.raises(TuningError, match="made-up: error: out of memory"):
-        tune(staged, recipe(batch_sizes=[32]), HERE, SilentProgress())
+        tune(staged, recipe(batch_sizes=[32]), HERE, REPORT, SilentProgress())

@@ -70,7 +70,6 @@ def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     )
     softmaxed = spec.background and spec.scores == "logits"
     yield f"Its scores are those of the classes; {_chance(spec, applied, 'softmax' if softmaxed else 'sigmoid')}."
-    yield "Where `labels` is an output, it has the class of each box, and the score is that of this class."
     if spec.objectness:
         yield "The score of each class is to be multiplied by that of any object at all (objectness)."
     if spec.background:
@@ -78,6 +77,7 @@ def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     others = "" if spec.class_agnostic else " of its class"
     yield f"A box counts from {spec.threshold:g} on, and is dropped for a better one{others} where they overlap by more"
     yield f"than {spec.nms_iou:g} (intersection over union). At most {spec.max_detections} are kept."
+    yield "Where `labels` is an output, it has the class of each box, and the score is that of this class."
 
 
 def _keypoints(spec: TaskSpec, __: str | None) -> Iterator[str]:

@@ -18,7 +18,8 @@ _LIBRARIES_BYTES = 100 * 2**20
 """What numpy and Pillow need of a process's addresses: 86 and 11 MB were measured."""
 _LIBRARIES_DATA_BYTES = 36 * 2**20
 """What they need of its data at least, with one thread of OpenBLAS: 40 MB were measured."""
-_NOT_MAPPED = ("failed to map segment", "Cannot allocate memory", "cannot create shared object")
+_UNMAPPED = "failed to map segment"
+_NOT_MAPPED = (_UNMAPPED, "Cannot allocate memory", "cannot create shared object")
 """What the C library says of a shared library for which there is no memory."""
 _NOT_OPENED = ("Too many open files",)
 """What it says of one that cannot be opened because too many files are open."""
@@ -73,11 +74,23 @@ def system_fault(error: BaseException) -> str | None:
         return None
     # The loader of shared libraries has no number for what went wrong.
     number, text = getattr(error, "errno", None), str(error)
-    if number == errno.ENOMEM or (number is None and any(words in text for words in _NOT_MAPPED)):
+    unmapped = number is None and any(words in text for words in _NOT_MAPPED) and not _may_not_run(text)
+    if number == errno.ENOMEM or unmapped:
         return why_no_memory()
     if number in (errno.EMFILE, errno.ENFILE) or (number is None and any(words in text for words in _NOT_OPENED)):
         return why_no_file()
     return None
+
+
+def _may_not_run(text: str) -> bool:
+    """Whether a library that was not mapped lies where no code runs: the C library says the same of both."""
+    path, _, rest = text.partition(": ")
+    if not rest.startswith(_UNMAPPED):
+        return False
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
+    except OSError:
+        return False
 
 
 def place_fault(error: BaseException) -> str | None:
