@@ -21,6 +21,7 @@ _OLD_S = 24 * 3600.0
 """A directory without a lock is left alone for this long: its owner may be about to make the lock."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the system says where a file system takes no more."""
+_SHORT = " requested and "
 
 
 @contextmanager
@@ -43,9 +44,14 @@ def scratch_directory(prefix: str = PREFIX) -> Iterator[Path]:
                     fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back however this process ends
                 yield directory
         except OSError as error:
-            if error.errno in NO_ROOM:
+            if takes_no_more(error):
                 raise _no_room(error) from error
             raise
+
+
+def takes_no_more(error: OSError) -> bool:
+    """Whether an error says that a file system takes no more. numpy's says how much was written, and has no number."""
+    return error.errno in NO_ROOM or (error.errno is None and _SHORT in str(error))
 
 
 def sweep(parent: Path) -> None:
@@ -118,7 +124,8 @@ def _no_room(error: OSError) -> PackagingError:
     except OSError as problem:
         free = str(problem)
     where = f"{error.filename}: " if error.filename else ""
+    what = error.strerror or f"{os.strerror(errno.ENOSPC)}: of an array's values {error}"
     return PackagingError(
-        f"a file of the build cannot be written: {where}{error.strerror or error} ({free})",
+        f"a file of the build cannot be written: {where}{what} ({free})",
         hint="make room, or set TMPDIR to a directory with more",
     )

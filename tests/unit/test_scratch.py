@@ -101,3 +101,13 @@ def test_no_place_at_all_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_errors_of_the_block_pass_unchanged() -> None:
     with pytest.raises(PermissionError), scratch_directory():
         raise PermissionError(errno.EACCES, "the user's own")
+
+
+def test_an_array_of_which_a_part_was_written_means_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy's error has no number."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    expected = "No space left on device: of an array's values 13824 requested"
+    with pytest.raises(PackagingError, match=expected), scratch_directory():
+        raise OSError("13824 requested and 12160 written")
