@@ -29,9 +29,10 @@ enum cpupack_put {
 
 /* OP_FLOAT_SAMPLE: sizes are height, width and channels of the image, whose channels lie side by side, then height and
  * width of the result, and 2: the second buffer has the place of each result, across and down, from -1 to 1 through the
- * image. Where a sample has several images, there are `runs` of them (0 or 1 for one), `in_steps[3]` is the way from one
- * to the next, and each has as many rows of the result, one image after the other. `kernel_h` is a cpupack_sampling, `kernel_w` a cpupack_surroundings; with `stride_h` 1 the ends are the middle
- * of the outer pixels, with 0 their edges.
+ * image. Where a sample has several images, there are `runs` of them (0 or 1 for one), `in_steps[3]` is the way from
+ * one to the next, and each has as many rows of the result, one image after the other. `kernel_h` is a
+ * cpupack_sampling, `kernel_w` a cpupack_surroundings; with `stride_h` 1 the ends are the middle of the outer pixels,
+ * with 0 their edges.
  */
 enum cpupack_sampling { SAMPLE_LINEAR = 0, SAMPLE_NEAREST = 1, SAMPLE_CUBIC = 2 };
 enum cpupack_surroundings { SAMPLE_ZEROS = 0, SAMPLE_BORDER = 1, SAMPLE_MIRROR = 2 };
