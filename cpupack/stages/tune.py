@@ -23,8 +23,8 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, report: VerifyRe
     """Search threads x instances x batch size within ``[tune] budget_s`` and return the best with all measurements.
 
     ``report`` has the race against FP32, which says about how long a sample takes. A target that this host cannot run
-    is not tuned, and the plan says so. Raises TuningError when nothing could be
-    measured, or when no setting meets ``[tune] max_latency_ms``.
+    is not tuned, and the plan says so. Raises TuningError when nothing could be measured, or when no setting meets
+    ``[tune] max_latency_ms``.
     """
     options = recipe.tune
     if not target.runs_here:

@@ -83,14 +83,21 @@ def system_fault(error: BaseException) -> str | None:
 
 
 def _may_not_run(text: str) -> bool:
-    """Whether a library that was not mapped lies where no code runs: the C library says the same of both."""
+    """Whether a library that was not mapped may not run: its mount, or a policy, refuses that.
+
+    The C library says the same of a lack of memory, so it is tried.
+    """
     path, _, rest = text.partition(": ")
     if not rest.startswith(_UNMAPPED):
         return False
     try:
-        return bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
-    except OSError:
+        with open(path, "rb") as file:  # noqa: PTH123 - no Path here: a name that the C library has written
+            mmap.mmap(file.fileno(), 1, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC).close()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
         return False
+    return False
 
 
 def place_fault(error: BaseException) -> str | None:

@@ -145,9 +145,8 @@ class Service:
             executor.cancel(request)
             raise
         finally:
-            del (
-                request
-            )  # the traceback of its error has this frame: the two would keep each other, and a body, in memory
+            # The traceback of its error has this frame: the two would keep each other in memory, and a body.
+            del request
 
     def _forget(self, executor: Executor, request: Request) -> None:
         self.metrics.gone.add()

@@ -76,9 +76,9 @@ def _stacked(node: Any, dim: int) -> list[fx.Node] | None:
 
 def _weights(graph: fx.GraphModule, node: Any, dim: int, count: int, rank: int, like: fx.Node) -> list[Any] | None:
     """Return the weight of each tensor of a stack, without the dimension along which they are stacked."""
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, fx.Node) or len(shape(node)) > rank:
         return None
-    if (stacked := _stacked(node, dim)) is not None:
+    if len(shape(node)) == rank and (stacked := _stacked(node, dim)) is not None:
         return stacked if len(stacked) == count else None
     if (value := constant_of(graph, node)) is not None:
         whole = value.reshape(*[1] * (rank - value.ndim), *value.shape)
