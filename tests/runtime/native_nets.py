@@ -64,6 +64,8 @@ CONVOLUTIONS = {
     "1x7": ((2, 9, 17, 12), (20, 12, 1, 7), {"pad": (0, 3), "fill": 50}),
     "7x1": ((2, 17, 9, 12), (20, 12, 7, 1), {"pad": (3, 0), "fill": 50}),
     "whole image": ((3, 5, 4, 11), (70, 11, 5, 4), {}),
+    "windows as wide as the image": ((3, 40, 9, 6), (140, 6, 9, 9), {"table": TABLE}),
+    "3x3 of many small images": ((21, 2, 2, 40), (130, 40, 3, 3), {"pad": (1, 1), "fill": 60}),
     "more padding than image": ((1, 2, 2, 8), (8, 8, 3, 3), {"pad": (3, 3), "fill": 60}),
     "many weights": ((2, 3, 3, 600), (96, 600, 3, 3), {"pad": (1, 1), "fill": 0}),
     "groups of 1 in 3 out": ((2, 6, 6, 20), (60, 1, 3, 3), {"groups": 20, "pad": (1, 1), "fill": 4}),

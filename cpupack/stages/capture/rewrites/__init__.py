@@ -17,6 +17,7 @@ from cpupack.stages.capture.rewrites.affine import (
     name_batch_norms,
 )
 from cpupack.stages.capture.rewrites.branches import merge_parallel_branches
+from cpupack.stages.capture.rewrites.columns import read_columns_as_rows
 from cpupack.stages.capture.rewrites.functions import name_activations, name_norms
 from cpupack.stages.capture.rewrites.heads import part_heads
 from cpupack.stages.capture.rewrites.noops import (
@@ -58,6 +59,8 @@ REWRITES: tuple[Rewrite, ...] = (
     fold_into_layer_after,
     name_batch_norms,
     merge_batch_norms,
+    read_columns_as_rows,
+    merge_shape_operations,
     drop_noops,
 )
 """Names before folds: a written-out norm has products with numbers that are no scales of a layer."""
