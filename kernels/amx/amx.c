@@ -31,6 +31,7 @@ TARGET_AVX512_BEGIN
 #include "operators/conv_finish.inc"
 #include "operators/linear_finish.inc"
 #include "operators/conv_finish_block.inc"
+#include "amx/few_products.inc"
 #include "amx/conv_multiply.inc"
 #include "operators/conv.inc"
 #include "operators/conv_seen.inc"
