@@ -125,7 +125,7 @@ EQUATIONS = {
     "bchw,wk->bchk": "xp Linear",
     "bchw,kcw->bhk": "xq Linear",
     "...w,kw->...k": "xr Linear",
-    "bchw,kcw->bchk": "xq matmul",
+    "bchw,kcw->bchk": "xq Conv1d",
     "kcw,bchw->bkchw": "qx mul",
     "bchw,bkh->bckw": "xm matmul",
     "bchw,bdhw,bch->bcd": "xym matmul matmul",
@@ -152,7 +152,7 @@ def test_einsum_is_products_of_matrices_or_values(equation: str) -> None:
     weights = {name: nn.Parameter(torch.randn(each)) for name, each in sizes.items() if name in operands}
     found = kinds(captured(Net(product, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1), **weights)))
     assert "einsum" not in " ".join(found)
-    assert [each for each in found if each in {"matmul", "mul", "sum", "Linear"}] == [
+    assert [each for each in found if each in {"matmul", "mul", "sum", "Linear", "Conv1d"}] == [
         each for each in expected if each != "permute"
     ]
 

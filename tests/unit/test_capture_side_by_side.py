@@ -37,11 +37,28 @@ def members(net: Net, x: torch.Tensor) -> torch.Tensor:
     return torch.matmul(x.flatten(1)[:, :8], net.first).relu().mean(0) @ net.last
 
 
+def rows_of_experts(net: Net, x: torch.Tensor) -> torch.Tensor:
+    """As experts are written that all see all tokens: the hidden layer has a dimension for them."""
+    h = F.relu(torch.einsum("bnd,edh->benh", x, net.first))
+    return torch.einsum("benh,ehd->bend", h, net.second).mean(1)
+
+
+def rows_of_slots(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return (x.reshape(-1, 4, 1, 8).expand(-1, -1, 3, -1) * net.steps) @ net.first[None] @ net.second
+
+
+def one_for_all(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return (x[:, None] @ net.first).relu() @ net.second
+
+
 CASES: dict[str, tuple[Callable[[Net, torch.Tensor], torch.Tensor], list[str]]] = {
     "turned": (turned, ["Conv1d"]),
     "with shifts": (with_shifts, ["Conv1d", "Conv1d"]),
     "all read the same": (all_read_the_same, ["Conv1d", "Conv1d"]),
     "members": (members, ["Linear"]),
+    "rows of experts": (rows_of_experts, ["Linear", "ReLU", "Conv1d"]),
+    "rows of slots": (rows_of_slots, ["Conv1d", "Conv1d"]),
+    "one for all": (one_for_all, ["Linear", "ReLU", "Conv1d"]),
 }
 
 
@@ -52,7 +69,13 @@ def test_it_is_one_layer_in_int8(name: str) -> None:
     forward, wanted = CASES[name]
     weights = {
         key: nn.Parameter(torch.randn(*shape) * 0.3)
-        for key, shape in {"first": (4, 8, 16), "second": (4, 16, 6), "shift": (4, 1, 16), "last": (16, 5)}.items()
+        for key, shape in {
+            "first": (4, 8, 16),
+            "second": (4, 16, 6),
+            "shift": (4, 1, 16),
+            "last": (16, 5),
+            "steps": (3, 1),
+        }.items()
     }
     module = Net(forward, **weights)
     assert [each for each in kinds(captured(module, SHAPE)) if each in wanted][: len(wanted)] == wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import string
 from typing import Any
@@ -11,6 +12,7 @@ from torch import fx, nn
 
 from cpupack.stages.capture.raising.raiser import Arguments, NotRaised, Raiser
 from cpupack.stages.capture.raising.shapes import permuted, reshaped
+from cpupack.stages.capture.raising.side_by_side import rows_side_by_side
 
 
 class _Operand:
@@ -150,8 +152,10 @@ def _product(r: Raiser, left: _Operand, right: _Operand, result: str) -> _Operan
     elif right.constant is not None:  # the same matrices for each sample, and the samples stay in front
         front = "".join(each for each in rows if each in left.moving)
         rest = "".join(each for each in rows if each not in left.moving)
-        one, two = left.grouped(*front, *both, rest, summed), right.grouped(*both, summed, columns)
-        node = _spread(r, r.call(torch.matmul, one, two), left, right, (front + both, rest, columns), result)
+        node = _spread(
+            r, _of_samples(r, left, right, (front, both, rest, summed, columns)), left, right,
+            (front + both, rest, columns), result,
+        )  # fmt: skip
     else:
         node = _matrices(r, left, right, (both, rows, summed, columns), result)
     return _Operand(r, node, result, sizes, moving)
@@ -193,6 +197,21 @@ def _linear(r: Raiser, left: _Operand, right: _Operand, rows: str, summed: str, 
     linear.weight = nn.Parameter(weight.permute(order).reshape(wide, -1).clone().float(), requires_grad=False)
     y = r.module(linear, x, word="linear", owner=right.name)
     return _spread(r, y, left, right, (rows, columns), result)
+
+
+def _of_samples(r: Raiser, left: _Operand, right: _Operand, groups: tuple[str, ...]) -> fx.Node:
+    """The products of each sample with the same matrices: layers side by side, where they have many values."""
+    front, both, rest, summed, columns = groups
+    one = left.grouped(*front, *both, rest, summed)
+    weight = right.constant
+    assert weight is not None
+    if len(front) == len(both) == 1:
+        sizes = tuple(math.prod(left.sizes[each] for each in group) for group in (front, both, rest, summed))
+        order = [right.labels.index(each) for each in both + summed + columns]
+        matrices = weight.permute(order).reshape(sizes[1], sizes[3], -1)
+        with contextlib.suppress(NotRaised):
+            return rows_side_by_side(r, one, sizes, matrices, right.name)
+    return r.call(torch.matmul, one, right.grouped(*both, summed, columns))
 
 
 def _matrices(r: Raiser, left: _Operand, right: _Operand, groups: tuple[str, str, str, str], result: str) -> fx.Node:

@@ -29,6 +29,7 @@ from cpupack.stages.capture.rewrites.noops import (
     name_pixel_shuffles,
     split_before_permutations,
 )
+from cpupack.stages.capture.rewrites.order import compute_before_moves
 from cpupack.stages.capture.rewrites.padding import fold_padding, merge_paddings, swap_padding_and_activation
 from cpupack.stages.capture.rewrites.pooling import pool_all_positions
 from cpupack.stages.capture.rewrites.stacks import add_without_stacks
@@ -51,6 +52,8 @@ REWRITES: tuple[Rewrite, ...] = (
     merge_shape_operations,
     name_pixel_shuffles,
     drop_unread_parts,
+    compute_before_moves,
+    merge_shape_operations,
     merge_paddings,
     swap_padding_and_activation,
     fold_padding,
