@@ -68,6 +68,7 @@ class Net(nn.Module):
             "label": lambda: (scores, scores.argmax(1)),
             "double": lambda: (scores.double(), maps),
             "across": lambda: (scores, maps.transpose(0, 1)),
+            "pairs": lambda: (scores, scores @ scores.T),
             "empty": lambda: scores[:, :0],
             "one": lambda: (scores[:, :1], maps),
             "last": lambda: scores.gather(1, ids[:, :1] - 1),
@@ -205,7 +206,7 @@ def test_outputs_are_renamed_dropped_and_finished(directory: Path) -> None:
     [
         ("loss", {}, 'the output "loss" has the shape () for one sample and for two'),
         ("constant", {}, 'the output "output_1" has the shape (5, 9) for one sample and for two'),
-        ("across", {}, 'the output "output_1" has the shape (4, 1, 4, 4) for one sample and (4, 2, 4, 4) for two'),
+        ("pairs", {}, 'the output "output_1" has the shape (1, 1) for one sample and (2, 2) for two'),
     ],
 )
 def test_an_output_that_a_wheel_cannot_have_is_named(
@@ -215,6 +216,16 @@ def test_an_output_that_a_wheel_cannot_have_is_named(
         loaded(directory, result, **tables)
     assert words in caught.value.message
     assert "drop = true" in (caught.value.hint or "")
+
+
+def test_an_output_whose_batch_is_another_dimension_comes_with_the_batch_first(directory: Path) -> None:
+    progress = Recorder()
+    model = load(recipe(directory, "across"), progress)
+    assert "the output output_1 has the batch in dimension 1: the wheel gives it first" in progress.notes
+    given = {name: torch.from_numpy(each) for name, each in arrays().items()}
+    found = model.signature.split(model.module(torch.from_numpy(pack(model.signature, arrays()))).numpy())
+    expected = load_user(model)(**given)[1].detach().transpose(0, 1).numpy()
+    np.testing.assert_allclose(found["output_1"], expected, rtol=1e-6)
 
 
 def test_an_output_without_values_is_refused(directory: Path) -> None:
