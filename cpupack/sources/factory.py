@@ -78,10 +78,10 @@ def _items(factory: Any, request: Request) -> Iterator[Any]:
             for batch in made:
                 yield from _apart(batch)
             return
-        if isinstance(made, Iterable) and not isinstance(made, Mapping | str | bytes):
+        if isinstance(made, Iterable) and not isinstance(made, Mapping | str | bytes) and not _is_frame(made):
             yield from made
             return
-        if hasattr(made, "__getitem__") and hasattr(made, "__len__") and not isinstance(made, Mapping | str | bytes):
+        if hasattr(made, "__getitem__") and hasattr(made, "__len__") and not isinstance(made, Iterable):
             for number in range(len(made)):  # a Dataset need not raise IndexError after its last sample
                 yield made[number]
             return
@@ -93,8 +93,15 @@ def _items(factory: Any, request: Request) -> Iterator[Any]:
         f"{request.spec} returned {type(made).__name__}",
         hint="return a dict for each sample; arrays of all samples by name are for np.savez and arrays:FILE.npz"
         if isinstance(made, Mapping)
+        else 'return table.to_dict("records") where its columns are inputs, or table.to_numpy() for one input of all'
+        if _is_frame(made)
         else "return or yield arrays, or (array, label) pairs; a Dataset and a DataLoader will do",
     )
+
+
+def _is_frame(made: Any) -> bool:
+    """Whether a table of pandas is returned, which gives the names of its columns one after the other."""
+    return hasattr(made, "columns") and hasattr(made, "to_dict")
 
 
 def _apart(batch: Any) -> Iterator[Any]:

@@ -89,6 +89,31 @@ def tuples():
     return [(item["flag"], item["image"], item["ids"], 3) for item in items()]
 
 
+@dataclasses.dataclass
+class Item:
+    ids: np.ndarray
+    image: np.ndarray
+    flag: bool
+
+
+class NamedItem(NamedTuple):
+    ids: np.ndarray
+    image: np.ndarray
+    flag: bool
+
+
+def fields():
+    return [Item(**item) for item in items()]
+
+
+def named_fields():
+    return [NamedItem(**item) for item in items()]
+
+
+def objects():
+    return [types.SimpleNamespace(**item) for item in items()]
+
+
 def ragged():
     yield {"image": np.zeros((3, 6, 6)), "ids": np.zeros(6, np.int64), "flag": True}
 
@@ -272,21 +297,26 @@ def test_what_is_no_tensor_is_left_out_with_a_note(directory: Path) -> None:
     assert "the output number is an int, no tensor: it is left out" in progress.notes
 
 
-@pytest.mark.parametrize("factory", ["items", "pairs", "tuples"])
+@pytest.mark.parametrize("factory", ["items", "pairs", "tuples", "fields", "named_fields"])
 def test_a_factory_gives_rows(directory: Path, factory: str) -> None:
-    spec = recipe(directory)
-    options = {"seed": 0, "skip_corrupt": False, "progress": Recorder(), "required": factory != "items"}
-    found = open_source(f"python:models.py:{factory}", spec, samples=9, labelled=factory != "items", **options)
+    """By position where it says no names: fields of another order are no inputs of another order."""
+    spec, labelled = recipe(directory), factory in {"pairs", "tuples"}
+    options = {"seed": 0, "skip_corrupt": False, "progress": Recorder(), "required": labelled}
+    found = open_source(f"python:models.py:{factory}", spec, samples=9, labelled=labelled, **options)
     assert found.data.shape == (9, 1 + 3 * 36 + 7)
     assert found.data.dtype == np.float32
     np.testing.assert_array_equal(found.data[:2, 0], [1, 0])
-    if factory != "items":
+    if labelled:
         assert found.labels is not None
 
 
 @pytest.mark.parametrize(
     ("factory", "words"),
-    [("ragged", 'input "ids": got int64 (6,); expected int64 (7,)'), ("without_flag", "item 0 has no flag")],
+    [
+        ("ragged", 'input "ids": got int64 (6,); expected int64 (7,)'),
+        ("without_flag", "item 0 has no flag"),
+        ("objects", "item 0 is a SimpleNamespace, and the model has 3 inputs"),
+    ],
 )
 def test_an_item_that_does_not_fit_is_named(directory: Path, factory: str, words: str) -> None:
     with pytest.raises(CalibrationError) as caught:

@@ -89,6 +89,12 @@ def test_factories_may_give_pixels(tmp_path: Path, read: Open) -> None:
         ),
         ("def make():\n    yield np.zeros(4)\n    1 / 0", {}, r"ZeroDivisionError: .*data\.py:6: 1 / 0"),
         ("def make():\n    return 3", {}, "returned int"),
+        (
+            "class Frame(dict):\n    columns = ['a']\n    def to_dict(self):\n        pass\n"
+            "def make():\n    return Frame(a=[1])",
+            {},
+            "returned Frame",
+        ),
         ("def make():\n    return []", {}, "gave no samples"),
         ("def make():\n    return [np.zeros(5)]", {}, r"samples have shape \(5,\), the model takes \(4,\)"),
         ("def make():\n    return [np.zeros(4), np.full(4, np.nan)]", {}, "item 1 contains NaN"),
