@@ -239,7 +239,7 @@ def _multiple(
             numbers = [*range(first, first + _NEIGHBOURS), first + max(_NEIGHBOURS, -(-_FAR // step))]
             found: list[list[tuple[int, ...]]] = []
             for number in numbers:
-                if not _in_step(found):
+                if not _in_step(found[step >= _SMALL :]) or (len(found) == _NEIGHBOURS and not _in_step(found)):
                     break
                 size = [number * step if each else own for each, own in zip(opened, typical, strict=True)]
                 try:
@@ -248,6 +248,8 @@ def _multiple(
                     problem = f"; at {size[0]} x {size[1]} it fails: {str(error).splitlines()[0][:200]}"
                     break
             if len(found) == len(numbers) and _in_step(found[:-1]) and _goes_on(found, numbers[-1] - first):
+                if larger and any(each % step for each in asked):
+                    continue  # a multiple of the number that smaller images hide
                 return step
             if step >= _SMALL and len(found) == _NEIGHBOURS and _in_step(found[1:]):
                 larger = larger or (first + 1) * step
