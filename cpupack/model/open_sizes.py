@@ -233,26 +233,34 @@ def _multiple(
     problem, larger = "", 0
     common = math.gcd(*asked)
     divisors = [each for each in range(1, min(common, _MOST_STEP) + 1) if common % each == 0]
+
+    def activations(number: int) -> list[tuple[int, ...]]:
+        size = [number * step if each else own for each, own in zip(opened, typical, strict=True)]
+        return _activations(module, torch.zeros(1, channels, *size))
+
     for step in dict.fromkeys([*_MULTIPLES, *divisors]):
-        small = -(-_SMALL // step)
-        for first in dict.fromkeys([small, max(small, min(asked) // step) if step >= _SMALL else small]):
+        small, may_hide = -(-_SMALL // step), step >= _SMALL
+        for first in dict.fromkeys([small, max(small, min(asked) // step) if may_hide else small]):
             numbers = [*range(first, first + _NEIGHBOURS), first + max(_NEIGHBOURS, -(-_FAR // step))]
             found: list[list[tuple[int, ...]]] = []
-            for number in numbers:
-                if not _in_step(found[step >= _SMALL :]) or (len(found) == _NEIGHBOURS and not _in_step(found)):
-                    break
-                size = [number * step if each else own for each, own in zip(opened, typical, strict=True)]
-                try:
-                    found.append(_activations(module, torch.zeros(1, channels, *size)))
-                except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-                    problem = f"; at {size[0]} x {size[1]} it fails: {str(error).splitlines()[0][:200]}"
-                    break
-            if len(found) == len(numbers) and _in_step(found[:-1]) and _goes_on(found, numbers[-1] - first):
-                if larger and any(each % step for each in asked):
-                    continue  # a multiple of the number that smaller images hide
+            try:
+                for number in numbers[:-1]:
+                    found.append(activations(number))
+                    if not _in_step(found[may_hide:]):
+                        break
+                else:
+                    found.append(activations(numbers[-1] if _in_step(found) else first + _NEIGHBOURS))
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+                size = numbers[len(found)] * step
+                problem = f"; at {size} x {size} it fails: {str(error).splitlines()[0][:200]}"
+                continue
+            if len(found) < len(numbers):
+                continue
+            if not _in_step(found[:-1]):
+                larger = larger or ((first + 1) * step if _in_step(found[1:]) else 0)
+            # A multiple of the number that smaller images hide is none.
+            elif _goes_on(found, numbers[-1] - first) and not (larger and any(each % step for each in asked)):
                 return step
-            if step >= _SMALL and len(found) == _NEIGHBOURS and _in_step(found[1:]):
-                larger = larger or (first + 1) * step
     if larger:
         raise ModelError(
             f"[sizes]: the model computes something else for images of {larger} x {larger} or more than for smaller "

@@ -16,6 +16,7 @@ from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 from cpupack.runtime.engine.program import Program, read_program
 from cpupack.runtime.engine.session import Session
+from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.open_sizes import OpenSizes, Size
 from cpupack.runtime.signature import worst_sqnr_db
 from cpupack.stages.quantize.native.lowered import Lowered
@@ -69,8 +70,16 @@ def sqnr_db(program: Program, fp32: Answers) -> float:
     try:
         session.make_ready()  # as a runner does: what the typical size prepares, other sizes share
         found = session(fp32.batch.numpy()).reshape(fp32.values.shape)
-        for size in (program.sized.sizes.range.least, program.sized.sizes.range.most):
-            session.make_ready(size=size)
+        sizes = program.sized.sizes.range
+        for key, size in (("min", sizes.least), ("max", sizes.most)):
+            try:
+                session.make_ready(size=size)
+            except IntegrityError as error:
+                raise QuantizationError(
+                    f"[sizes] {key}: the native engine takes no inputs of {sizes.size_text(size)}: a layer has more "
+                    "values there than it can count, or places beyond its input",
+                    hint="set max to less, or min to more; large inputs can be given in parts",
+                ) from error
     finally:
         session.close()
     return worst_sqnr_db(fp32.signature, fp32.values, found)

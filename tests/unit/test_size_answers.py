@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cpupack.errors import QuantizationError
 from cpupack.model.cost import Cost, counted
-from cpupack.pipeline import size_answers
+from cpupack.pipeline import size_answers, size_proof
 from cpupack.pipeline.size_answers import Answers, farthest
 from cpupack.pipeline.size_proof import far_size
+from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.open_sizes import OpenSizes, Size
 from cpupack.runtime.signature import Signature
 
@@ -84,3 +89,30 @@ def test_fp32_is_asked_as_far_as_its_time_and_memory_allow(
 def test_the_far_size_is_on_the_way_to_the_largest() -> None:
     assert far_size(OpenSizes((32, 32), (64, 96), (32, 32)), (32, 32)) == (64, 96)
     assert far_size(OpenSizes((32, 32), (4096, 4096), (32, 32)), (64, 64)) == (160, 160)
+
+
+class Refusing:
+    """A session that takes no program for the largest images, which have more places than the kernels can count."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def make_ready(self, *, size: Size | None = None) -> None:
+        if size == (64, 96):
+            raise IntegrityError("the model cannot run: the program is damaged")
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        return batch
+
+    def close(self) -> None:
+        pass
+
+
+def test_sizes_beyond_the_engine_are_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(size_proof, "Session", Refusing)
+    sizes = SimpleNamespace(range=OpenSizes((32, 32), (64, 96), (32, 32)))
+    program = SimpleNamespace(sized=SimpleNamespace(sizes=sizes))
+    one = torch.zeros(1, 1)
+    answers = Answers((32, 32), one, one.numpy(), Signature.plain((1,), (1,)), Cost(1, 1))
+    with pytest.raises(QuantizationError, match=r"\[sizes\] max: the native engine takes no inputs of 64 x 96"):
+        size_proof.sqnr_db(program, answers)  # type: ignore[arg-type]
