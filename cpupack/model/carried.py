@@ -36,13 +36,17 @@ class Carried:
 
 
 def carried_states(
-    module: nn.Module, source: str, run: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[torch.Tensor]
+    module: nn.Module,
+    source: str,
+    run: Callable[[Sequence[torch.Tensor]], Any],
+    tensors: Sequence[torch.Tensor],
+    batch_dims: Sequence[int],
 ) -> tuple[tuple[Carried | Past, ...], tuple[TensorSpec, ...], tuple[int, ...]]:
     """Return what has a state in a model, the states as inputs that begin with zeros, and where each has the batch.
 
     These are recurrent layers and cells, and what comes before causal convolutions. ``run`` calls the model with its
-    inputs, of which ``tensors`` are some. Raises ModelError for a model that has none, or one that cannot be fed chunk
-    by chunk.
+    inputs, of which ``tensors`` are some, with the batch in ``batch_dims``. Raises ModelError for a model that has
+    none, or one that cannot be fed chunk by chunk.
     """
     layers: list[Carried | Past] = []
     specs: list[TensorSpec] = []
@@ -60,7 +64,7 @@ def carried_states(
         layers.append(layer)
         specs += [TensorSpec(own, shape, default=0.0, state=f"{own}_out") for own, shape in shapes.items()]
         axes += [layer.axis] * len(shapes)
-    pasts = pasts_of(run, tensors, source)
+    pasts = pasts_of(run, tensors, batch_dims, source)
     if not layers and not pasts:
         raise ModelError(
             f"[model] stream: {source} has no LSTM, GRU or RNN layer and no convolution with padding before the first "

@@ -104,6 +104,11 @@ class OneRow(nn.Module):
         return self._carried
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """The dimension of the batch of each input in ``forward``."""
+        return self._axes
+
+    @property
     def taken(self) -> tuple[Taken, ...]:
         """The outputs, in order."""
         return self._taken
@@ -144,7 +149,7 @@ class OneRow(nn.Module):
     def tensors(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the tensors that the user's model takes, from what this module takes."""
         if not takes_rows(self._inputs):
-            return [x]
+            return [x.movedim(0, self._axes[0]) if self._axes[0] else x]
         found = []
         for spec, place, axis in zip(self._inputs, input_places(self._inputs), self._axes, strict=True):
             part = x if len(self._inputs) == 1 and not spec.names else x[:, place]

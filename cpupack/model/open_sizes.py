@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -34,6 +34,8 @@ _FAR = 131
 over, and then gives as many for all neighbours."""
 _SMALL = 64
 """Pixels of a side that is tried: enough that no feature map is a single pixel, for models that shrink it 32 times."""
+_MOST_STEP = 256
+"""Larger divisors of the recipe's sizes are not tried: four multiples of one would be too large an image."""
 LEAST_SIDE = 32
 """Pixels of a side at least, where the recipe does not say: smaller images are filled up."""
 
@@ -54,7 +56,8 @@ def open_sizes(module: nn.Module, signature: Signature, recipe: Recipe) -> OpenS
     assert isinstance(table.min, list)
     least, most = list(table.min), list(table.max)
     opened = [least[side] != most[side] for side in range(2)]
-    step = _multiple(module, channels, (typical[0], typical[1]), opened)
+    asked = [sizes[side] for sizes in (least, typical, most) for side in range(2) if opened[side] and sizes[side]]
+    step = _multiple(module, channels, (typical[0], typical[1]), opened, asked)
     steps = [step if each else own for each, own in zip(opened, typical, strict=True)]
     for side, name in enumerate(SIDES):
         least[side] = least[side] or min(typical[side], -(-LEAST_SIDE // step) * step)
@@ -110,8 +113,10 @@ def step_of(batch: Callable[[int], tuple[nn.Module, torch.Tensor]], name: str, s
         if step > typical:
             break
         first = -(-low // step)
-        found = []
+        found: list[list[tuple[int, ...]]] = []
         for number in (*range(first, first + _NEIGHBOURS), max(first, typical // step)):
+            if not _in_step(found):  # before the typical size, which may take a hundred times as long
+                break
             module, given = batch(number * step)
             with watched(module) as at:
                 try:
@@ -218,22 +223,51 @@ def _outputs(module: nn.Module, sizes: OpenSizes, first: list[int], channels: in
     return tuple(found)
 
 
-def _multiple(module: nn.Module, channels: int, typical: tuple[int, int], opened: list[bool]) -> int:
-    """Return the least number for which activations grow in step with an image in multiples of it."""
-    problem = ""
-    for step in _MULTIPLES:
-        first = -(-_SMALL // step)
-        numbers = [*range(first, first + _NEIGHBOURS), first + max(_NEIGHBOURS, -(-_FAR // step))]
-        found = []
-        for number in numbers:
-            size = [number * step if each else own for each, own in zip(opened, typical, strict=True)]
+def _multiple(
+    module: nn.Module, channels: int, typical: tuple[int, int], opened: list[bool], asked: Sequence[int]
+) -> int:
+    """Return the least number for which activations grow in step with an image in multiples of it.
+
+    Raises ModelError without one. ``asked`` are the sizes of the recipe, whose divisors may be that number.
+    """
+    problem, larger = "", 0
+    common = math.gcd(*asked)
+    divisors = [each for each in range(1, min(common, _MOST_STEP) + 1) if common % each == 0]
+
+    def activations(number: int) -> list[tuple[int, ...]]:
+        size = [number * step if each else own for each, own in zip(opened, typical, strict=True)]
+        return _activations(module, torch.zeros(1, channels, *size))
+
+    for step in dict.fromkeys([*_MULTIPLES, *divisors]):
+        small, may_hide = -(-_SMALL // step), step >= _SMALL
+        for first in dict.fromkeys([small, max(small, min(asked) // step) if may_hide else small]):
+            numbers = [*range(first, first + _NEIGHBOURS), first + max(_NEIGHBOURS, -(-_FAR // step))]
+            found: list[list[tuple[int, ...]]] = []
             try:
-                found.append(_activations(module, torch.zeros(1, channels, *size)))
+                for number in numbers[:-1]:
+                    found.append(activations(number))
+                    if not _in_step(found[may_hide:]):
+                        break
+                else:
+                    found.append(activations(numbers[-1] if _in_step(found) else first + _NEIGHBOURS))
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-                problem = f"; at {size[0]} x {size[1]} it fails: {str(error).splitlines()[0][:200]}"
-                break
-        if len(found) == len(numbers) and _in_step(found[:-1]) and _goes_on(found, numbers[-1] - first):
-            return step
+                size = numbers[len(found)] * step
+                problem = f"; at {size} x {size} it fails: {str(error).splitlines()[0][:200]}"
+                continue
+            if len(found) < len(numbers):
+                continue
+            if not _in_step(found[:-1]):
+                larger = larger or ((first + 1) * step if _in_step(found[1:]) else 0)
+            # A multiple of the number that smaller images hide is none.
+            elif _goes_on(found, numbers[-1] - first) and not (larger and any(each % step for each in asked)):
+                return step
+    if larger:
+        raise ModelError(
+            f"[sizes]: the model computes something else for images of {larger} x {larger} or more than for smaller "
+            "ones, as one whose windows are shifted where a map has several",
+            hint=f"set [sizes] min to {larger} or more, and typical to four windows along each side; or leave [sizes] "
+            "out, and give input_shape numbers",
+        )
     raise ModelError(
         "[sizes]: the model's activations do not grow in step with the image, whatever number its sides are multiples "
         f"of{problem}",
@@ -251,7 +285,7 @@ def _activations(module: nn.Module, image: torch.Tensor) -> list[tuple[int, ...]
 
 
 def _in_step(found: list[list[tuple[int, ...]]]) -> bool:
-    """Return whether each size of each activation is on a line."""
+    """Return whether each size of each activation is on a line, so far."""
     if len({len(each) for each in found}) > 1:
         return False
     for shapes in zip(*found, strict=True):

@@ -81,21 +81,26 @@ class Pasts(TorchFunctionMode):
         return run(longer)
 
 
-def pasts_of(run: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[torch.Tensor], source: str) -> list[Past]:
+def pasts_of(
+    run: Callable[[Sequence[torch.Tensor]], Any],
+    tensors: Sequence[torch.Tensor],
+    batch_dims: Sequence[int],
+    source: str,
+) -> list[Past]:
     """Return the causal paddings of a model over steps: what is padded grows with the input.
 
-    ``run`` calls the model with its inputs, of which ``tensors`` are some. Raises ModelError for a model that has such
-    a padding and takes no longer input, so that nobody knows what its steps are.
+    ``run`` calls the model with its inputs, of which ``tensors`` are some with the batch in ``batch_dims``. Raises
+    ModelError for a model that has such a padding and takes no longer input, so that nobody knows what its steps are.
     """
     with Pasts() as once:
         run(tensors)
     if not once.seen:
         return []
-    batch, runs_longer = len(tensors[0]), False
-    for axis in range(1, max(each.ndim for each in tensors)):
+    batch, runs_longer = tensors[0].shape[batch_dims[0]], False
+    for number in range(max(each.ndim for each in tensors) - 1):
         try:
             with Pasts() as twice:
-                run([torch.cat([each, each], axis) if each.ndim > axis else each for each in tensors])
+                run([longer([each, each], number, axis) for each, axis in zip(tensors, batch_dims, strict=True)])
         except Exception:  # noqa: BLE001, S112 - user code on a shape that it may not take
             continue
         runs_longer = True
@@ -116,6 +121,12 @@ def pasts_of(run: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[tor
             '[[input]] state = "..."',
         )
     return []
+
+
+def longer(chunks: Sequence[torch.Tensor], number: int, batch_dim: int) -> torch.Tensor:
+    """Return tensors one after the other in their dimension ``number`` but for the batch; without one, the first."""
+    axis = number + (number >= batch_dim)
+    return torch.cat(list(chunks), axis) if axis < chunks[0].ndim else chunks[0]
 
 
 def _without_batch(padding: Padding) -> tuple[int, ...]:

@@ -55,9 +55,10 @@ def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Prog
     """
     inputs = recipe.input_specs
     names: list[Argument] = [None] if recipe.model.input_shape is not None else argument_names(module, inputs, source)
+    given = [each.batch_dim for each in recipe.input] or [0]
     if recipe.model.stream:
-        inputs = _lengths_from_one(OneRow(module, inputs, names), inputs)
-        alone = OneRow(module, inputs, names)
+        inputs = _lengths_from_one(OneRow(module, inputs, names, axes=given), inputs)
+        alone = OneRow(module, inputs, names, axes=given)
         with padded_sequences() as use:
             run_zeros(alone, source, inputs, 1)  # says why, where it does not run
         if use.packs:
@@ -65,24 +66,26 @@ def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Prog
                 f"[model] stream: {source} packs its sequences by their lengths; the chunks of a stream have none",
                 hint="call the recurrent layers with tensors",
             )
-        layers, states, places = carried_states(module, source, alone.call_user, alone.tensors(blank(inputs, _BATCH)))
+        some = alone.tensors(blank(inputs, _BATCH))
+        layers, states, places = carried_states(module, source, alone.call_user, some, given)
         taken_names = {each.name for each in inputs}
         if clash := next((each.name for each in states if each.name in taken_names), None):
             raise RecipeError(f'[[input]] name = "{clash}" is also that of a state that stream = true adds')
-        axes = (*(0 for _ in inputs), *places)
+        axes = (*given, *places)
         inputs = (*inputs, *states)
         whole = OneRow(module, inputs, names, axes=axes, carried=layers)
     else:
-        axes = batch_axes(module, inputs, names)
+        axes = batch_axes(module, inputs, names, given)
         whole = OneRow(module, inputs, names, axes=axes)
         inputs = _lengths_from_one(whole, inputs)
         whole = whole.with_inputs(inputs)
-    as_it_is = not Signature(inputs, (OutputSpec(OUTPUT, ()),)).takes_rows and names == [None]
+    as_it_is = not Signature(inputs, (OutputSpec(OUTPUT, ()),)).takes_rows and names == [None] and not any(axes)
     with padded_sequences() as use:
         one = run_zeros(module if as_it_is else whole, source, inputs, 1)
     if use.packs:
         whole, as_it_is = whole.packing(), False
-    as_it_is = as_it_is and not (isinstance(one, torch.Tensor) and one.dtype in _WHOLE)
+    if isinstance(one, torch.Tensor) and (one.dtype in _WHOLE or (one.ndim > 1 and one.shape[0] != 1)):
+        as_it_is = False
     user = module if as_it_is else whole
     if isinstance(one, torch.Tensor) and as_it_is and one.ndim != 1:
         check_output(one, source, 1, None)
@@ -148,6 +151,8 @@ def _outputs(
         if name in dropped:
             continue
         axis = axes.get(name, 0) if tensor.ndim > 1 else 0
+        if name not in axes and (axis := _batch_dim(tensor, twos.tensors[name])):
+            progress.note(f"the output {name} has the batch in dimension {axis}: the wheel gives it first")
         first, second = (
             (each.movedim(axis, 0) for each in (tensor, twos.tensors[name]))
             if axis
@@ -159,6 +164,14 @@ def _outputs(
         _check(name, first, second, source)
         found.append(Taken(name, tuple(first.shape[1:]), axis, _WHOLE.get(tensor.dtype)))
     return found
+
+
+def _batch_dim(one: torch.Tensor, two: torch.Tensor) -> int:
+    """Return which dimension of an output is the batch, from those of one sample and of two; 0 where none is."""
+    if one.ndim != two.ndim or one.ndim == 0 or (one.shape[0], two.shape[0]) == (1, _BATCH):
+        return 0
+    other = [axis for axis, sizes in enumerate(zip(one.shape, two.shape, strict=True)) if sizes[0] != sizes[1]]
+    return other[0] if len(other) == 1 and (one.shape[other[0]], two.shape[other[0]]) == (1, _BATCH) else 0
 
 
 def _dropped(tables: Sequence[Output], names: Sequence[str]) -> set[str]:
@@ -189,12 +202,13 @@ def _check(name: str, one: torch.Tensor, two: torch.Tensor, source: str) -> None
         raise ModelError(
             f"{what} has the shape {tuple(one.shape)} for one sample and for two: the batch is not its first dimension",
             hint=f"{drop}; a wheel's output has a value for each sample, which a loss or a constant has not: "
-            "mean(dim=...) keeps the batch, mean() does not",
+            "mean(dim=...) keeps the batch, mean() does not. Models that are not batch_first: batch_dim = 1 in the "
+            "[[input]]",
         )
     raise ModelError(
-        f"{what} has the shape {tuple(one.shape)} for one sample and {tuple(two.shape)} for two; the batch must be its "
-        "first dimension, and the others fixed",
-        hint=f"{drop}; recurrent models: use batch_first=True",
+        f"{what} has the shape {tuple(one.shape)} for one sample and {tuple(two.shape)} for two; one dimension must be "
+        "the batch, and the others fixed",
+        hint=f"{drop}; models that are not batch_first: batch_dim = 1 in the [[input]]",
     )
 
 

@@ -1,4 +1,4 @@
-"""Inputs that are states: where a model has their batch, and which output is the next value of each."""
+"""Where a model has the batch of its inputs, and which output is the next value of each input that is a state."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ _MOST_TRIED = 256
 """Orders of dimensions: those of eight states."""
 
 
-def batch_axes(module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[Argument]) -> tuple[int, ...]:
-    """Return the dimension of the batch of each input in ``forward``: 0, and for states 0 or 1, with which it runs.
+def batch_axes(
+    module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[Argument], given: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the dimension of the batch of each input in ``forward``: that of the recipe, ``given``.
 
-    torch's recurrent layers have it second: ``(layers, n, values)``. 0 everywhere where the model runs with neither.
+    For states without one it is 0 or 1, with which the model runs: torch's recurrent layers have it second, ``(layers,
+    n, values)``. It is 0 where the model runs with neither.
     """
-    nowhere = (0,) * len(inputs)
+    nowhere = tuple(given)
     if all(each.state is None for each in inputs):
         return nowhere
-    places = [(0, 1) if each.state is not None and len(each.shape) > 1 else (0,) for each in inputs]
+    places = [
+        (0, 1) if each.state is not None and len(each.shape) > 1 and not axis else (axis,)
+        for each, axis in zip(inputs, given, strict=True)
+    ]
     tried = itertools.islice(sorted(itertools.product(*places), key=sum), _MOST_TRIED)
     runs = (axes for axes in tried if runs_blank(OneRow(module, inputs, names, axes=axes), inputs))
     return next(runs, nowhere)
@@ -67,7 +73,7 @@ def check_states(inputs: Sequence[TensorSpec], outputs: Mapping[str, torch.Tenso
                 "have their keys",
             )
         shape = tuple(outputs[name].shape)
-        if shape not in {(*each.shape[:axis], 1, *each.shape[axis:]) for axis in (0, 1)}:
+        if shape not in {(*each.shape[:axis], 1, *each.shape[axis:]) for axis in range(len(each.shape) + 1)}:
             raise RecipeError(
                 f'[[input]] "{each.name}": its state "{name}" is {shape} for one sample, and the input {each.shape} '
                 "without the batch",

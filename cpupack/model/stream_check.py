@@ -11,7 +11,7 @@ import torch
 from cpupack.errors import ModelError
 from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow
-from cpupack.model.pasts import Past, Pasts
+from cpupack.model.pasts import Past, Pasts, longer
 from cpupack.progress import Progress
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.signature import Signature
@@ -45,7 +45,7 @@ def check_stream(model: OneRow, signature: Signature, source: str, progress: Pro
     for taken, output in zip(model.taken, signature.outputs, strict=True):
         if output.name in states:
             continue
-        expected = whole[taken.name].numpy()
+        expected = whole[taken.name].movedim(taken.axis, 0).numpy()
         found = _joined(first[output.name], second[output.name], expected)
         apart = np.inf if found is None else np.abs(found - expected).max() / (np.abs(expected).max() or 1.0)
         if not apart <= _SAME:
@@ -62,8 +62,8 @@ def check_stream(model: OneRow, signature: Signature, source: str, progress: Pro
 def _of_whole(model: OneRow, chunks: Sequence[list[torch.Tensor]]) -> Mapping[str, torch.Tensor] | None:
     """Return the outputs for both chunks as one sequence, None where no dimension of the inputs can be longer."""
     single, _ = _steps(model, chunks[0])
-    for axis in range(1, max(each.ndim for each in chunks[0])):
-        joined = [torch.cat([one, two], axis) if one.ndim > axis else one for one, two in zip(*chunks, strict=True)]
+    for number in range(max(each.ndim for each in chunks[0]) - 1):
+        joined = [longer(each, number, axis) for *each, axis in zip(*chunks, model.axes, strict=True)]
         try:
             steps, result = _steps(model, joined)
         except Exception:  # noqa: BLE001 - user code on a shape that it may not take

@@ -90,10 +90,12 @@ def run_zeros(
         except (Exception, SystemExit) as error:
             failure = describe_failure(error, at.layer)
             if fixed:
+                numbers = [each.name for each in inputs if not each.shape]
+                told = f"; {numbers[0]} is (n,), a number for each sample: {numbers[0]}[:, None]" if numbers else ""
                 raise ModelError(
                     f"[model] {source} runs on one sample but fails on a batch of {batch}, so its code fixes the batch "
                     f"size: {failure}",
-                    hint="take the batch from the input: x.shape[0], x.flatten(1), or -1 in view and reshape",
+                    hint=f"take the batch from the input: x.shape[0], x.flatten(1), or -1 in view and reshape{told}",
                 ) from error
             raise ModelError(
                 f"[model] {source} does not run on {_input_text(inputs)}: {failure}", hint=_hint(error, at, inputs)
@@ -128,6 +130,12 @@ def _hint(error: BaseException, at: Whereabouts, inputs: tuple[TensorSpec, ...])
         return "pack with pack_padded_sequence, which takes the padded tensor and its lengths as a tensor"
     if "torchvision::" in text:
         return "this operator needs torchvision's compiled part; install the build of torchvision that matches torch"
+    if isinstance(error, AttributeError) and text.startswith("'dict' object"):
+        return "annotate the argument of forward with its class: a dataclass, or a named tuple; else it is a dict"
+    if isinstance(error, AttributeError | TypeError) and "tuple" in text and ("list" in text or "no attribute" in text):
+        return "annotate the argument of forward with list[torch.Tensor], or a named tuple; else it is a tuple"
+    if isinstance(error, KeyError):
+        return "an entry of a dict is NAME.KEY, and one of a tuple in a dict NAME.KEY.0"
     if "to unpack" in text:
         return (
             "an argument that is a tuple has an [[input]] for each entry: NAME_0, NAME_1, and NAME_0_0 inside another"
@@ -171,7 +179,8 @@ def check_output(output: Any, source: str, batch: int, one: Any) -> None:
         )
     raise ModelError(
         f"{what}; the first dimension of a float output must be the batch",
-        hint="recurrent models: use batch_first=True; keep the batch: mean(dim=...), not mean()",
+        hint="models that are not batch_first: an [[input]] with batch_dim = 1; keep the batch: mean(dim=...), not "
+        "mean()",
     )
 
 

@@ -1,14 +1,12 @@
 """Programs for images of any size: the winner of a contest is lowered again at a few other sizes.
 
 All have the weights and the ranges of the winner. How its program changes with the size is found from these, and proven
-at one more: the program that the runner will make is the one that is lowered. Its answers there, at the least size and
-at the largest are compared with FP32: what is alike at all sizes that were lowered may be another thing far away.
+at one more (``size_proof.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,53 +17,33 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from cpupack.accuracy import FloatArray
-from cpupack.artifacts import CalibratedModel, Contender, FloatModel, QuantizedModel, Samples
-from cpupack.errors import QuantizationError, VerificationError
+from cpupack.artifacts import CalibratedModel, Contender, QuantizedModel
+from cpupack.errors import QuantizationError
 from cpupack.graph.native_model import NativeModel
-from cpupack.model.one_row import OneRow
-from cpupack.model.open_sizes import output_shapes
-from cpupack.model.user_code import describe_failure
 from cpupack.pipeline.again import capture_again
 from cpupack.pipeline.contest import Settled
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared
-from cpupack.pipeline.sized_samples import cut_samples, resized_rows
+from cpupack.pipeline.size_answers import Answers, answers_at, farthest
+from cpupack.pipeline.size_proof import check, far_size, least_db, proven, sqnr_db
 from cpupack.progress import Progress, SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
-from cpupack.runtime.engine.program import Program, read_program
-from cpupack.runtime.engine.session import Session
 from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.open_sizes import OpenSizes, Size
-from cpupack.runtime.signature import Signature, worst_sqnr_db
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.choices import spans_of, without_periods, without_spans
 from cpupack.stages.quantize.native.largest import Tables
 from cpupack.stages.quantize.native.lowered import Lowered
-from cpupack.stages.quantize.native.sizes import (
-    GrowingTablesError,
-    check_sides,
-    same_program,
-    sizes_of,
-    tables_of,
-)
+from cpupack.stages.quantize.native.sizes import GrowingTablesError, same_program, sizes_of, tables_of
 from cpupack.stages.quantize.native.stretches import grids_of
 from cpupack.stages.script import script
 from cpupack.targets import Target
 
-_LEAST_DB = 6.0
-"""SQNR of a size's INT8 outputs beside FP32, below which something is wrong with its program. A lower gate lowers it,
-as it does for the typical size."""
-_WORSE_DB = 12.0
-"""With the gate off, a size below ``_LEAST_DB`` and so far below another one is a warning."""
 _SAMPLES = 2
 _STEPS_ABOVE = 3
 """So many multiples above the least size its programs are looked for at larger ones."""
-_FAR = 16
-"""So many times as many positions as the typical size the size has at most where FP32 is asked: its time and its memory
-grow with them, with attention by their square."""
 
 
 def with_sizes(settled: Settled, corrections: Corrections, work: Path, progress: Progress) -> Settled:
@@ -106,11 +84,18 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     sample = prepared.reference.samples.spread(1).tensor(slice(None))
     scripted = script(opened, prepared.model.input_shape, winner.scripted.path, sample)
     least = least_db(recipe, random=prepared.model.random_weights)
-    others = [model.answers(size) for size in dict.fromkeys([sizes.least, _far(sizes, typical)])]
+    top = far_size(sizes, typical)
+    far = farthest(prepared, recipe, top)
+    if far.size != top:
+        progress.note(
+            f"INT8 is compared with FP32 up to {sizes.size_text(far.size)}: beyond it FP32 takes too long or too much "
+            "memory"
+        )
+    least_size = answers_at(prepared, recipe.at_size(*sizes.least), sizes.least, 1)[0]
     with engine(target.engine):
-        program = _proven(scripted.path, probed)
-        found = {each.size: _sqnr_db(program, each) for each in [probed.last.answers, *others]}
-    _check(found, probed.last.size, least, sizes, progress)
+        program = proven(scripted.path, probed.asked, probed.lowered)
+        found = {each.size: sqnr_db(program, each) for each in (probed.last.answers, least_size, far)}
+    check(found, probed.last.size, least, sizes, progress)
     what = "images of " if sizes.is_image else ""
     known = ", ".join(f"{left:.1f} dB at {sizes.size_text(size)}" for size, left in sorted(found.items()))
     progress.note(f"{what}{sizes.text()}; the SQNR is {known}")
@@ -176,12 +161,18 @@ class _OpenModel:
     def at(self, size: Size) -> _AtSize:
         """Capture and fuse the model for a size, with the weights of the typical one."""
         own = self.recipe.at_size(*size)
-        answers, model, some = _answers(self.prepared, own, size, _SAMPLES)
+        answers, model, some = answers_at(self.prepared, own, size, _SAMPLES)
         fused = capture_again(model, some, own, self.corrected)
         return _AtSize(size, own, model.module, dataclasses.replace(self.corrected, fused=fused), answers)
 
     def with_largest(self, layers: Sequence[int] = ()) -> _OpenModel:
         """Return this with the program of the largest size, its ranges of constants and its tables of ``layers``."""
+        if farthest(self.prepared, self.recipe, self.sizes.most).size != self.sizes.most:
+            raise QuantizationError(
+                "[sizes] max: a table of positions, or what follows from them, is stored for the largest size, and "
+                f"FP32 takes too long or too much memory to find it there: {self.sizes.size_text(self.sizes.most)}",
+                hint="lower max, and give the model larger inputs in parts",
+            )
         quantized = self.lowered(self.at(self.sizes.most))
         lowered = _lowered_of(quantized, self.sizes.most, self.sizes)
         assert isinstance(quantized.module, NativeModel)  # as that has seen
@@ -192,9 +183,6 @@ class _OpenModel:
         """Return this with the tables of some layers of the largest size."""
         assert self.largest is not None
         return dataclasses.replace(self, tables=tables_of(self.largest, layers))
-
-    def answers(self, size: Size) -> _Answers:
-        return _answers(self.prepared, self.recipe.at_size(*size), size, 1)[0]
 
     def lowered(self, at: _AtSize) -> QuantizedModel:
         calibrated = dataclasses.replace(at.calibrated, choices=self.choices, tables=self.tables)
@@ -263,16 +251,6 @@ def _probed_above(model: _OpenModel, typical: Size, progress: Progress, refusal:
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """FP32's answers to ``batch``, whose samples are of a size."""
-
-    size: Size
-    batch: torch.Tensor
-    values: FloatArray
-    signature: Signature
-
-
-@dataclass(frozen=True)
 class _AtSize:
     """The model for one size with the weights and statistics of the typical one."""
 
@@ -280,61 +258,7 @@ class _AtSize:
     recipe: Recipe
     module: torch.nn.Module
     calibrated: CalibratedModel
-    answers: _Answers
-
-
-def _far(sizes: OpenSizes, typical: Size) -> Size:
-    """Return the largest size, or one on the way to it that has ``_FAR`` times as many positions as the typical one."""
-    size = sizes.most
-    while math.prod(size) > _FAR * math.prod(typical):
-        size = tuple(
-            own + (side - own) // 2 // step * step
-            for own, side, step in zip(typical, size, sizes.multiple, strict=True)
-        )
-    return size
-
-
-def _answers(prepared: Prepared, own: Recipe, size: Size, count: int) -> tuple[_Answers, FloatModel, Samples]:
-    """Ask FP32 about a few samples of a size; return the model and the samples, too."""
-    samples = prepared.reference.samples if prepared.calibration is None else prepared.calibration
-    assert prepared.model.sizes is not None  # the recipe has them
-    inputs = tuple(
-        dataclasses.replace(spec, shape=at.shape, preprocess=at.preprocess)
-        for spec, at in zip(prepared.model.signature.inputs, own.input_specs, strict=True)
-    )
-    signature = dataclasses.replace(prepared.model.signature, inputs=inputs)
-    some = samples.spread(count)
-    if prepared.model.sizes.inputs:
-        rows = resized_rows(some.data, prepared.model.signature.inputs, inputs)
-        some = dataclasses.replace(some, data=rows, targets=None)
-    else:
-        some = cut_samples(some, size, prepared.model.sizes)
-    model = dataclasses.replace(prepared.model, signature=signature)
-    if isinstance(model.module, OneRow):
-        model = dataclasses.replace(model, module=model.module.with_inputs(inputs).eval())
-    batch = some.tensor(slice(None))
-    try:
-        with torch.inference_mode():
-            values = model.module(batch.clone()).numpy()
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise QuantizationError(
-            f"[sizes]: the model fails for inputs of {prepared.model.sizes.size_text(size)}: {describe_failure(error)}",
-            hint="set min and max to sizes that it takes",
-        ) from error
-    shapes = output_shapes(model.module, batch)
-    assert model.sizes is not None
-    if model.sizes.outputs and shapes != list(model.sizes.shapes(size)):
-        raise QuantizationError(
-            f"the model has no outputs for any size: at {model.sizes.size_text(size)} they have the shapes {shapes}, "
-            f"and other sizes say {list(model.sizes.shapes(size))}",
-            hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
-        )
-    outputs = tuple(
-        dataclasses.replace(each, shape=shape) for each, shape in zip(signature.outputs, shapes, strict=True)
-    )
-    signature = dataclasses.replace(signature, outputs=outputs)
-    model = dataclasses.replace(model, signature=signature)
-    return _Answers(size, batch, values, signature), model, some
+    answers: Answers
 
 
 def _lowered_of(quantized: QuantizedModel, size: Size, sizes: OpenSizes) -> Lowered:
@@ -353,62 +277,3 @@ def _lowered_of(quantized: QuantizedModel, size: Size, sizes: OpenSizes) -> Lowe
 def program_of(module: NativeModel) -> bytes:
     """Return the program of a model."""
     return module.get_buffer("program").numpy().tobytes()
-
-
-def least_db(recipe: Recipe, *, random: bool) -> float:
-    """Return the least SQNR at a size that is not the typical one: random weights have none, as they have no gates."""
-    given = recipe.evaluation.min_sqnr_db
-    if given is None or isinstance(given, str) or (random and "min_sqnr_db" not in recipe.evaluation.model_fields_set):
-        return -math.inf
-    return min(given, _LEAST_DB)
-
-
-def _proven(path: Path, probed: _Probed) -> Program:
-    """Compare what the runner makes with what was lowered; return the program."""
-    program = read_program(path)
-    assert program.sized is not None
-    for size, each in zip(probed.asked, probed.lowered, strict=True):
-        if not same_program(program.sized.alone(*size).tobytes(), each.program, program.sized.sizes.rounded):
-            raise QuantizationError(
-                f"the model has no program for any size: at {program.sized.sizes.range.size_text(size)} it is another "
-                "one than its other sizes say",
-                hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
-            )
-    most = program.sized.sizes.range.most
-    check_sides(program.sized.alone(*most).tobytes(), program.sized.sizes.range.size_text(most))
-    return program
-
-
-def _sqnr_db(program: Program, fp32: _Answers) -> float:
-    """Compare the answers at a size with FP32."""
-    assert program.sized is not None
-    session = Session(program, 1)
-    try:
-        session.make_ready()  # as a runner does: what the typical size prepares, other sizes share
-        found = session(fp32.batch.numpy()).reshape(fp32.values.shape)
-        for size in (program.sized.sizes.range.least, program.sized.sizes.range.most):
-            session.make_ready(size=size)
-    finally:
-        session.close()
-    return worst_sqnr_db(fp32.signature, fp32.values, found)
-
-
-def _check(
-    found: Mapping[Size, float], near: Size, least_db: float, sizes: OpenSizes, progress: Progress
-) -> None:  # fmt: skip
-    """Raise VerificationError for a size with less than ``least_db``, or warn of one far below the size ``near``."""
-    for size, left in found.items():
-        where = f"inputs of {sizes.size_text(size)} have {left:.1f} dB"
-        if size != near:
-            where += f", those of {sizes.size_text(near)} {found[near]:.1f} dB"
-        if left < least_db:
-            raise VerificationError(
-                f"[evaluation] min_sqnr_db = {least_db:g}: {where}",
-                hint="set [sizes] typical and the calibration data to inputs like those that the model will see, and "
-                'min and max to sizes that it was made for; "off" turns the gate off (docs/how-to/gates.md)',
-            )
-        if left < min(_LEAST_DB, found[near] - _WORSE_DB):
-            progress.warn(
-                f"[sizes]: {where}: there the model computes something else, or values that no calibration sample has; "
-                "set min and max to sizes that it was made for"
-            )

@@ -100,8 +100,17 @@ def _each_input(view: View) -> Iterator[Problem]:
 
 def _input(key: Key, table: dict[str, Any]) -> Iterator[Problem]:
     dtype, vocabulary = table.get("dtype", "float32"), table.get("vocabulary")
-    if not all(each.isidentifier() for each in table["name"].split(".")):  # dots are between the keys of a dict
+    first, *keys = table["name"].split(".")
+    if not first.isidentifier() or not all(each.isidentifier() or each.isdecimal() for each in keys):
         yield Problem((*key, "name"), f'"{table["name"]}" is not the name of an argument of a Python function')
+    if table.get("batch_dim", 0) > len(table["shape"]):
+        yield Problem(
+            (*key, "batch_dim"),
+            f"is {table['batch_dim']}, and forward takes {len(table['shape']) + 1} dimensions of it, with the batch: "
+            f"{len(table['shape'])} is the last one",
+        )
+    if table.get("batch_dim", 0) and "preprocess" in table:
+        yield Problem((*key, "batch_dim"), "is for sequences; images have the batch first")
     if vocabulary is not None and dtype not in _WHOLE:
         yield Problem((*key, "vocabulary"), f'has no effect for dtype = "{dtype}"; ids are int64 or uint8')
     elif vocabulary is not None and vocabulary > (most := 256 if dtype == "uint8" else LARGEST_EXACT):

@@ -212,6 +212,10 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
         return array.astype(np.uint8)
     if spec.dtype == "bool" and array.dtype.kind in "iu" and array.size and not (array & ~1).any():
         return array.astype(bool)  # a mask of zeros and ones
+    if spec.dtype in {"uint8", "bool"} and array.dtype.kind in "iu" and array.size:
+        most = 255 if spec.dtype == "uint8" else 1
+        beyond = next(int(each) for each in array.flat if not 0 <= each <= most)
+        raise InputError(f"{name}has {beyond}; {spec.dtype} holds {'0 to 255' if most > 1 else '0 and 1'}")
     if array.dtype == object:
         others = [each for each in array.flat if not isinstance(each, int | float)]
         if array.size and not others:  # Python's numbers have no limit

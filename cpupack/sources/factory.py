@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError, CpupackError, ModelError
@@ -72,8 +74,16 @@ def _items(factory: Any, request: Request) -> Iterator[Any]:
     """Yield the factory's items. An exception in the user's code becomes a CalibrationError with its file and line."""
     try:
         made = factory()
-        if isinstance(made, Iterable) or hasattr(made, "__getitem__"):
+        if isinstance(made, DataLoader) and made.batch_sampler is not None:
+            for batch in made:
+                yield from _apart(batch)
+            return
+        if isinstance(made, Iterable) and not isinstance(made, Mapping | str | bytes) and not _is_frame(made):
             yield from made
+            return
+        if hasattr(made, "__getitem__") and hasattr(made, "__len__") and not isinstance(made, Iterable):
+            for number in range(len(made)):  # a Dataset need not raise IndexError after its last sample
+                yield made[number]
             return
     except CpupackError:
         raise
@@ -81,8 +91,43 @@ def _items(factory: Any, request: Request) -> Iterator[Any]:
         raise CalibrationError(f"{request.spec} failed: {describe_failure(error)}") from error
     raise CalibrationError(
         f"{request.spec} returned {type(made).__name__}",
-        hint="return or yield arrays, or (array, label) pairs",
+        hint="return a dict for each sample; arrays of all samples by name are for np.savez and arrays:FILE.npz"
+        if isinstance(made, Mapping)
+        else 'return table.to_dict("records") where its columns are inputs, or table.to_numpy() for one input of all'
+        if _is_frame(made)
+        else "return or yield arrays, or (array, label) pairs; a Dataset and a DataLoader will do",
     )
+
+
+def _is_frame(made: Any) -> bool:
+    """Whether a table of pandas is returned, which gives the names of its columns one after the other."""
+    return hasattr(made, "columns") and hasattr(made, "to_dict")
+
+
+def _apart(batch: Any) -> Iterator[Any]:
+    """Yield the samples of a batch that a DataLoader has put together."""
+    count = _count(batch)
+    if count is None:
+        raise TypeError("the DataLoader gives batches without tensors: return its dataset")
+    for number in range(count):
+        yield _sample(batch, number)
+
+
+def _count(batch: Any) -> int | None:
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        return len(batch) if batch.ndim else None
+    inside = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    return next((found for each in inside if (found := _count(each)) is not None), None)
+
+
+def _sample(batch: Any, number: int) -> Any:
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        return batch[number]
+    if isinstance(batch, Mapping):
+        return {key: _sample(each, number) for key, each in batch.items()}
+    if isinstance(batch, tuple | list) and not all(isinstance(each, str) for each in batch):
+        return tuple(_sample(each, number) for each in batch)
+    return batch[number]  # texts are put together as a list of them
 
 
 def _pair(item: Any) -> tuple[Any, Any]:

@@ -93,10 +93,20 @@ def check_sizes(shapes: Mapping[str, Sequence[int]], request: Request, where: st
 
 
 def row_of_item(item: Any, request: Request, name: str) -> Floats:
-    """Return the row of one item of a factory: a dict by the names of the inputs, or a tuple in their order."""
+    """Return the row of one item of a factory: a dict by the names of the inputs, or a tuple in their order.
+
+    A dataclass or a named tuple whose fields are inputs is taken by their names.
+    """
     only = only_plain(request)
+    if (fields := _fields(item)) and {each.name for each in request.inputs} & set(fields):
+        item = {name: getattr(item, name) for name in fields}
     if only is not None and not isinstance(item, Mapping | tuple | list):
         item = {only.name: item}
+    if len(request.inputs) > 1 and not isinstance(item, Mapping | tuple | list):
+        raise CalibrationError(
+            f"{request.spec}: {name} is a {type(item).__name__}, and the model has {len(request.inputs)} inputs",
+            hint="yield a dict of the inputs for each sample, or (dict, label) pairs",
+        )
     given = (item,) if isinstance(item, Mapping) or len(request.inputs) == 1 else tuple(item)
     try:
         values = by_name(signature_of(request), given, {})
@@ -119,6 +129,13 @@ def row_of_item(item: Any, request: Request, name: str) -> Floats:
     return np.asarray(row[0])
 
 
+def _fields(item: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a dataclass or a named tuple, none of anything else."""
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return tuple(each.name for each in dataclasses.fields(item))
+    return tuple(getattr(item, "_fields", ())) if isinstance(item, tuple) else ()
+
+
 def _one(spec: TensorSpec, value: Any, request: Request, name: str) -> Array:
     """Return one sample's value of an input as a batch of one."""
     if isinstance(value, Image.Image):
@@ -137,7 +154,7 @@ def split_item(item: Any, request: Request) -> tuple[Any, Any]:
 
     ``(inputs, label)``, where the inputs are a dict or a tuple; or the inputs in order, with the label after them.
     """
-    if not isinstance(item, tuple | list):
+    if not isinstance(item, tuple | list) or {each.name for each in request.inputs} <= set(_fields(item)):
         return item, None
     count = len(request.inputs)
     if only_plain(request) is not None and not _is_state(item, request):

@@ -101,5 +101,11 @@ def _entry(value: Any, where: str, request: Request) -> tuple[Any, Any]:
             f'{request.spec}: {where} is no string, and no object with "{TEXT}"',
             hint=_OBJECT,
         )
+    if beside := [each.name for each in request.inputs if each.name in value and each.name not in {TEXT, TEXT_PAIR}]:
+        raise CalibrationError(
+            f'{request.spec}: {where} has "{beside[0]}" beside its "{TEXT}": of a text the other inputs have their '
+            "defaults",
+            hint="give all inputs by name, and the ids of the tokens in place of the text",
+        )
     texts = {key: value[key] for key in (TEXT, TEXT_PAIR) if value.get(key) is not None}
     return texts, next((value[key] for key in LABELS if value.get(key) is not None), None)

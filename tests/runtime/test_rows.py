@@ -123,7 +123,7 @@ def test_numbers_in_every_state_are_taken(age: Any) -> None:
         ({"image": (IMAGE, IDS, AGE), "ids": None, "age": None}, 'the inputs "ids", "age" are missing'),
         ({"ids": IDS.astype(np.float32)}, 'input "ids": got float32 (2, 4); expected int64 (n, 4)'),
         ({"mask": np.ones((2, 4), np.int64)}, 'input "mask": got int64 (2, 4); expected bool (n, 4)'),
-        ({"mask": [[0, 1, 2, 1]] * 2}, 'input "mask": got int64 (2, 4); expected bool (n, 4)'),
+        ({"mask": [[0, 1, 2, 1]] * 2}, 'input "mask": has 2; bool holds 0 and 1'),
         ({"age": [3, None]}, 'input "age": has null or None where a number is expected'),
         ({"age": [3, {"x": 1}]}, 'input "age": has dict where a number is expected'),
         ({"age": AGE.astype(np.float64)}, 'input "age": got float64 (2,); expected float32 (n,)'),

@@ -56,7 +56,6 @@ class Returns(nn.Module):
             "pair": (x, x),
             "dict": {"logits": x},
             "no batch": x.sum(),
-            "batch last": x.flatten(1).T,
             "integers": x.flatten(1).argmax(1),
         }[self.what]
 """
@@ -164,7 +163,6 @@ def test_an_input_shape_that_does_not_fit_is_an_error(directory: Path, weights: 
     ("what", "words"),
     [
         ("no batch", "the first dimension of a float output must be the batch"),
-        ("batch last", "the first dimension of a float output must be the batch"),
     ],
 )
 def test_a_model_that_does_not_return_one_float_tensor_is_an_error(directory: Path, what: str, words: str) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cpupack.errors import ModelError, RecipeError
 from cpupack.model.open_sizes import open_sizes
 from cpupack.model.signature import fit_signature
-from cpupack.pipeline.sizes import least_db
+from cpupack.pipeline.size_proof import least_db
 from cpupack.recipe import Recipe
 from cpupack.recipe.file import parse_recipe
 from cpupack.runtime.open_sizes import OpenSizes
@@ -143,6 +144,34 @@ def test_patches_have_their_size_as_the_multiple(tmp_path: Path, side: int) -> N
     net = nn.Sequential(nn.Conv2d(3, 8, side, side), nn.ReLU(), nn.Flatten(2))
     most, typical = (f"[{count * side}, {count * side}]" for count in (8, 2))
     assert found(net, tmp_path, ("[256, 512]", most), ("[96, 96]", typical))[2] == (side, side)
+
+
+class Shifted(nn.Module):
+    """Windows of 4 x 4 patches of 16 pixels, shifted where a map has more than one, as in Swin's last stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        rows, columns = x.shape[2:]
+        x = F.pad(x, (0, -columns % 4, 0, -rows % 4))
+        return torch.roll(x, (2, 2), (2, 3)) * 2 if x.shape[2] > 4 else x
+
+
+def test_a_model_that_is_another_one_at_its_least_size_is_told_where_the_other_begins(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="something else for images of 128 x 128 or more") as caught:
+        found(Shifted(), tmp_path, ("[256, 512]", "[256, 256]"), ("[96, 96]", "[64, 64]"))
+    assert "set [sizes] min to 128" in (caught.value.hint or "")
+    sizes = (("[256, 512]", "[512, 512]"), ("[96, 96]", "[256, 256]\nmin = [128, 128]"))
+    assert found(Shifted(), tmp_path, *sizes) == ((128, 128), (512, 512), (64, 64))
+
+
+def test_a_multiple_may_be_a_divisor_of_the_sizes_alone(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 176, 176), nn.Flatten(2))
+    sizes = (("[256, 512]", "[704, 704]"), ("[96, 96]", "[352, 352]\nmin = [176, 176]"))
+    assert found(net, tmp_path, *sizes)[2] == (176, 176)
 
 
 def test_one_side_may_be_fixed(tmp_path: Path) -> None:

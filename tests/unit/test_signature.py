@@ -68,6 +68,7 @@ class Net(nn.Module):
             "label": lambda: (scores, scores.argmax(1)),
             "double": lambda: (scores.double(), maps),
             "across": lambda: (scores, maps.transpose(0, 1)),
+            "pairs": lambda: (scores, scores @ scores.T),
             "empty": lambda: scores[:, :0],
             "one": lambda: (scores[:, :1], maps),
             "last": lambda: scores.gather(1, ids[:, :1] - 1),
@@ -86,6 +87,31 @@ def pairs():
 
 def tuples():
     return [(item["flag"], item["image"], item["ids"], 3) for item in items()]
+
+
+@dataclasses.dataclass
+class Item:
+    ids: np.ndarray
+    image: np.ndarray
+    flag: bool
+
+
+class NamedItem(NamedTuple):
+    ids: np.ndarray
+    image: np.ndarray
+    flag: bool
+
+
+def fields():
+    return [Item(**item) for item in items()]
+
+
+def named_fields():
+    return [NamedItem(**item) for item in items()]
+
+
+def objects():
+    return [types.SimpleNamespace(**item) for item in items()]
 
 
 def ragged():
@@ -205,7 +231,7 @@ def test_outputs_are_renamed_dropped_and_finished(directory: Path) -> None:
     [
         ("loss", {}, 'the output "loss" has the shape () for one sample and for two'),
         ("constant", {}, 'the output "output_1" has the shape (5, 9) for one sample and for two'),
-        ("across", {}, 'the output "output_1" has the shape (4, 1, 4, 4) for one sample and (4, 2, 4, 4) for two'),
+        ("pairs", {}, 'the output "output_1" has the shape (1, 1) for one sample and (2, 2) for two'),
     ],
 )
 def test_an_output_that_a_wheel_cannot_have_is_named(
@@ -215,6 +241,16 @@ def test_an_output_that_a_wheel_cannot_have_is_named(
         loaded(directory, result, **tables)
     assert words in caught.value.message
     assert "drop = true" in (caught.value.hint or "")
+
+
+def test_an_output_whose_batch_is_another_dimension_comes_with_the_batch_first(directory: Path) -> None:
+    progress = Recorder()
+    model = load(recipe(directory, "across"), progress)
+    assert "the output output_1 has the batch in dimension 1: the wheel gives it first" in progress.notes
+    given = {name: torch.from_numpy(each) for name, each in arrays().items()}
+    found = model.signature.split(model.module(torch.from_numpy(pack(model.signature, arrays()))).numpy())
+    expected = load_user(model)(**given)[1].detach().transpose(0, 1).numpy()
+    np.testing.assert_allclose(found["output_1"], expected, rtol=1e-6)
 
 
 def test_an_output_without_values_is_refused(directory: Path) -> None:
@@ -261,21 +297,26 @@ def test_what_is_no_tensor_is_left_out_with_a_note(directory: Path) -> None:
     assert "the output number is an int, no tensor: it is left out" in progress.notes
 
 
-@pytest.mark.parametrize("factory", ["items", "pairs", "tuples"])
+@pytest.mark.parametrize("factory", ["items", "pairs", "tuples", "fields", "named_fields"])
 def test_a_factory_gives_rows(directory: Path, factory: str) -> None:
-    spec = recipe(directory)
-    options = {"seed": 0, "skip_corrupt": False, "progress": Recorder(), "required": factory != "items"}
-    found = open_source(f"python:models.py:{factory}", spec, samples=9, labelled=factory != "items", **options)
+    """By position where it says no names: fields of another order are no inputs of another order."""
+    spec, labelled = recipe(directory), factory in {"pairs", "tuples"}
+    options = {"seed": 0, "skip_corrupt": False, "progress": Recorder(), "required": labelled}
+    found = open_source(f"python:models.py:{factory}", spec, samples=9, labelled=labelled, **options)
     assert found.data.shape == (9, 1 + 3 * 36 + 7)
     assert found.data.dtype == np.float32
     np.testing.assert_array_equal(found.data[:2, 0], [1, 0])
-    if factory != "items":
+    if labelled:
         assert found.labels is not None
 
 
 @pytest.mark.parametrize(
     ("factory", "words"),
-    [("ragged", 'input "ids": got int64 (6,); expected int64 (7,)'), ("without_flag", "item 0 has no flag")],
+    [
+        ("ragged", 'input "ids": got int64 (6,); expected int64 (7,)'),
+        ("without_flag", "item 0 has no flag"),
+        ("objects", "item 0 is a SimpleNamespace, and the model has 3 inputs"),
+    ],
 )
 def test_an_item_that_does_not_fit_is_named(directory: Path, factory: str, words: str) -> None:
     with pytest.raises(CalibrationError) as caught:

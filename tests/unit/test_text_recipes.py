@@ -55,6 +55,9 @@ def test_calibration_reads_lines_and_json_lines(tmp_path: Path) -> None:
     lines.write_text('{"text": 5}\n')
     with pytest.raises(CalibrationError, match=r"texts.jsonl:1 is int; expected a string"):
         calibration_samples(loaded, model, SilentProgress())
+    lines.write_text('{"text": "the cat", "attention_mask": [1, 1]}\n')
+    with pytest.raises(CalibrationError, match=r'texts.jsonl:1 has "attention_mask" beside its "text"'):
+        calibration_samples(loaded, model, SilentProgress())
 
 
 def test_a_factory_of_texts_may_name_its_labels(tmp_path: Path) -> None:

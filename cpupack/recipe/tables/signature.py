@@ -55,6 +55,9 @@ class Input(Table):
     """What the model takes. int64 values are at most 2^24 in magnitude."""
     default: bool | int | Finite | None = None
     """Value of the whole input where a caller leaves it out. Absent means that it must be given."""
+    batch_dim: Annotated[int, Field(ge=0, le=7)] = 0
+    """Where ``forward`` has the batch of this input: 1 for ``nn.LSTM``, ``nn.Transformer`` and others that are not
+    ``batch_first``. ``shape`` is without it. Callers of the wheel have the batch first."""
     vocabulary: PositiveInt | None = None
     """Ids of an int64 or uint8 input are from 0 to ``vocabulary - 1``; the wheel refuses others. Absent means the size
     of the table that the model looks them up in, if it has one."""

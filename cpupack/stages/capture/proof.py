@@ -85,7 +85,8 @@ class Proof:
             "the model's answer to a sample depends on the other samples of its batch: alone and among "
             f"{len(self._batch)} it differs by {_gap(alone, together):.3g} (largest output "
             f"{float(alone.abs().max()):.3g})",
-            hint="look for a mean, a softmax or other statistics over dimension 0, the batch. " + HINT,
+            hint="look for a mean, a softmax or other statistics over dimension 0, the batch; nn.LSTM, nn.Transformer "
+            "and others that are not batch_first need an [[input]] with batch_dim = 1. " + HINT,
         )
 
     def check_far_apart(self, where: str) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
+from cpupack.sources.factory import _apart
 from helpers.tiny_models import Recorder
 
 Open = Callable[..., Samples]
@@ -42,6 +44,35 @@ def test_factories(tmp_path: Path, read: Open, body: str, options: dict[str, Any
         assert found.labels.tolist() == [1, 1, 1]
 
 
+def test_a_loader_gives_samples_and_a_dataset_ends_at_its_length(tmp_path: Path, read: Open) -> None:
+    """A loader gives batches, and a Dataset need not raise IndexError after its last sample."""
+    body = """
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 5
+    def __getitem__(self, number):
+        return torch.full((4,), float(number % 5)), number % 5
+def dataset():
+    return Rows()
+def loader():
+    return torch.utils.data.DataLoader(Rows(), batch_size=2)
+def by_name():
+    return {"data": np.zeros((5, 4))}
+"""
+    factory(tmp_path, body)
+    for name in ("dataset", "loader"):
+        found = read(f"python:data.py:{name}", shape=(4,), preprocess=None, labelled=True, samples=9)
+        np.testing.assert_array_equal(found.data, np.arange(5.0)[:, None].repeat(4, 1))
+        assert found.labels is not None
+        assert found.labels.tolist() == [0, 1, 2, 3, 4]
+    batch = {"x": torch.arange(6.0).reshape(3, 2), "name": ["a", "b", "c"], "pair": [torch.arange(3), torch.arange(3)]}
+    assert [each["name"] for each in _apart(batch)] == ["a", "b", "c"]
+    assert [each["pair"][1].item() for each in _apart(batch)] == [0, 1, 2]
+    with pytest.raises(CalibrationError, match="returned dict") as caught:
+        read("python:data.py:by_name", shape=(4,), preprocess=None)
+    assert "np.savez" in (caught.value.hint or "")
+
+
 def test_factories_may_give_pixels(tmp_path: Path, read: Open) -> None:
     factory(tmp_path, "def make():\n    yield Image.new('L', (20, 30))\n    yield np.zeros((8, 8, 3), np.uint8)")
     assert read("python:data.py:make").data.shape == (2, 8, 8, 3)
@@ -58,6 +89,12 @@ def test_factories_may_give_pixels(tmp_path: Path, read: Open) -> None:
         ),
         ("def make():\n    yield np.zeros(4)\n    1 / 0", {}, r"ZeroDivisionError: .*data\.py:6: 1 / 0"),
         ("def make():\n    return 3", {}, "returned int"),
+        (
+            "class Frame(dict):\n    columns = ['a']\n    def to_dict(self):\n        pass\n"
+            "def make():\n    return Frame(a=[1])",
+            {},
+            "returned Frame",
+        ),
         ("def make():\n    return []", {}, "gave no samples"),
         ("def make():\n    return [np.zeros(5)]", {}, r"samples have shape \(5,\), the model takes \(4,\)"),
         ("def make():\n    return [np.zeros(4), np.full(4, np.nan)]", {}, "item 1 contains NaN"),
