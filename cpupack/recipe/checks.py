@@ -15,7 +15,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 from cpupack.recipe import WEIGHT_FILES, gates, open_sizes, quantize_checks, signature_checks, tasks, text_checks
 from cpupack.recipe.lines import Key
-from cpupack.recipe.metrics import METRICS, TARGETS, known_metric, nearest_of
+from cpupack.recipe.metrics import METRICS, NAMES, TARGETS, known_metric, nearest_of
 from cpupack.recipe.names import KNOWN_LABELS, import_name, why_not_importable
 from cpupack.recipe.problems import Problem, nearest
 from cpupack.recipe.view import Check, UnusableError, View
@@ -233,7 +233,7 @@ def _evaluation(view: View) -> Iterator[Problem]:
         if kind == "python":
             yield from _factory(view, ("evaluation", "metric"), spec)
         elif known_metric(metric) is None:
-            message = f'must be map, map50, miou, mae, f1, recall@K or python:FILE.py:function, not "{metric}"'
+            message = f'must be {", ".join(NAMES)}, recall@K or python:FILE.py:function, not "{metric}"'
             yield Problem(("evaluation", "metric"), message, nearest_of(metric))
     yield from _targets(view)
 
@@ -244,19 +244,20 @@ def _targets(view: View) -> Iterator[Problem]:
         return
     kind, _, rest = targets.partition(":")
     if kind not in TARGETS or not rest:
-        yield Problem(key, f'must be coco:FILE.json, masks:DIR or csv:FILE.csv, not "{targets}"')
+        *forms, last = [f"{name}:{what}" for name, what in TARGETS.items()]
+        yield Problem(key, f'must be {", ".join(forms)} or {last}, not "{targets}"')
         return
     metric, source = view("evaluation", "metric"), view("evaluation", "source")
     known = known_metric(metric) if metric is not None else None
     if metric is None:
-        near = next(name for name, each in METRICS.items() if each.targets == kind)
+        near = next(name for name, each in METRICS.items() if kind in each.targets)
         yield Problem(key, f'has no effect without evaluation.metric, such as "{near}"')
-    elif known is not None and known.targets != kind:
-        needed = f"{known.targets}:..." if known.targets else "class folders, and no targets"
+    elif known is not None and kind not in known.targets:
+        needed = known.needed + (", or with class folders" if known.folders else "")
         yield Problem(key, f'is {kind}:, and the metric "{metric}" compares with {needed}')
     if source is not None and not source.startswith("images:"):
         yield Problem(key, f"belongs to a folder of images (images:DIR); {source} has its own targets")
-    if kind == "masks":
+    if TARGETS[kind] == "DIR":
         yield from _directory(view, key, rest)
     else:
         yield from _file(view, key, rest)
