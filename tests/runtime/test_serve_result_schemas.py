@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from cpupack.runtime.serve.predict_route import _written
 from cpupack.runtime.serve.result_schemas import predictions
 from cpupack.runtime.tasks import spec
 from cpupack.runtime.tasks.answer import Answer
@@ -89,3 +90,11 @@ def test_scans_and_maps_of_numbers_have_forms_of_their_own() -> None:
     for kind, found in (("segmentation", scan), ("regression", maps)):
         with pytest.raises(jsonschema.ValidationError):
             check(kind, {"task": kind, "predictions": [found]})
+
+
+def test_an_infinite_value_is_null() -> None:
+    """The logarithm of 0 made an error of the server out of an answer."""
+    found = Regression((Value("age", float("-inf"), ""), Value("height", 2.0, "m"))).to_dict()
+    (told,) = json.loads(_written({"predictions": [found]}))["predictions"]
+    assert [one["value"] for one in told["values"]] == [None, 2.0]
+    check("regression", {"task": "regression", "predictions": [told]})

@@ -7,6 +7,8 @@ from typing import Any
 from ..tasks.spec import ANSWER, CLASSIFICATION, FILL, TOKENS, TaskSpec
 
 _TEXT, _NUMBER, _WHOLE, _TRUTH = ({"type": name} for name in ("string", "number", "integer", "boolean"))
+_NUMBER_OR_NULL = {"type": ["number", "null"]}
+"""What a model may give as infinity, which JSON does not have."""
 _PNG = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
 
 
@@ -29,7 +31,7 @@ _SIZE = {"width": _WHOLE, "height": _WHOLE}
 _RESULTS = {
     CLASSIFICATION: fields(top=list_of(_PREDICTION)),
     "multilabel": fields(labels=list_of(_PREDICTION), threshold=_NUMBER, probabilities=list_of(_NUMBER)),
-    "regression": fields(values=list_of(fields(name=_TEXT, value=_NUMBER, unit=_TEXT))),
+    "regression": fields(values=list_of(fields(name=_TEXT, value=_NUMBER_OR_NULL, unit=_TEXT))),
     VOLUME: fields(
         **_SIZE,
         depth=_WHOLE,
@@ -48,7 +50,7 @@ _RESULTS = {
         detections=list_of(fields(label=_TEXT, index=_WHOLE, score=_NUMBER, box=list_of(_NUMBER, 4))),
     ),
     "keypoints": fields(
-        **_SIZE, points=list_of(fields(label=_TEXT, index=_WHOLE, x=_NUMBER, y=_NUMBER, score=_NUMBER))
+        **_SIZE, points=list_of(fields(label=_TEXT, index=_WHOLE, x=_NUMBER, y=_NUMBER, score=_NUMBER_OR_NULL))
     ),
     "image": fields(**_SIZE, png=_PNG),
     TOKENS: fields(entities=list_of(_SPAN), words=list_of(_SPAN)),

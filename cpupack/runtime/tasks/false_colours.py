@@ -54,7 +54,9 @@ def coloured(values: npt.NDArray[np.float32], ends: tuple[float, float]) -> npt.
     place = (np.where(known, values, low).astype(np.float64).clip(low, high) - low) / (high - low) * (len(colours) - 1)
     below = place.astype(int).clip(0, len(colours) - 2)
     share = (place - below)[..., None]
-    mixed = (colours[below] * (1.0 - share) + colours[below + 1] * share).round().astype(np.uint8)
+    mixed: npt.NDArray[np.uint8] = (
+        (colours[below] * (1.0 - share) + colours[below + 1] * share).round().astype(np.uint8)
+    )
     mixed[~known] = _UNSEEN
     return mixed
 
