@@ -258,7 +258,7 @@ def _targets(view: View) -> Iterator[Problem]:
     if source is not None and not source.startswith("images:"):
         yield Problem(key, f"belongs to a folder of images (images:DIR); {source} has its own targets")
     if TARGETS[kind] == "DIR":
-        yield from _directory(view, key, rest)
+        yield from _directory(view, key, kind, rest)
     else:
         yield from _file(view, key, rest)
 
@@ -273,7 +273,7 @@ def _data_source(view: View, table: str) -> Iterator[Problem]:
         yield Problem(key, f'{message}, not "{source}"', fixed if near and (rest or near == "synthetic") else None)
         return
     if kind == "images":
-        yield from _directory(view, key, rest)
+        yield from _directory(view, key, kind, rest)
         if (why := signature_checks.why_no_images(view)) is not None:
             yield Problem(key, why)
     elif kind == "text":
@@ -289,13 +289,13 @@ def _data_source(view: View, table: str) -> Iterator[Problem]:
         yield Problem((table, "skip_corrupt"), f'has no effect: source = "{source}" reads no image files')
 
 
-def _directory(view: View, key: Key, name: str) -> Iterator[Problem]:
+def _directory(view: View, key: Key, kind: str, name: str) -> Iterator[Problem]:
     path = view.path(name)
     if path.is_file():
-        yield Problem(key, f"{path} is a file, not a directory of images")
+        yield Problem(key, f"{path} is a file, not a directory of {kind}")
     elif not path.is_dir():
         near = _neighbour(path, name, directories=True)
-        yield Problem(key, f"{path} does not exist", f"images:{near}" if near else None)
+        yield Problem(key, f"{path} does not exist", f"{kind}:{near}" if near else None)
 
 
 def _duplicates(view: View) -> Iterator[Problem]:

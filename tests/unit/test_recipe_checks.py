@@ -324,6 +324,22 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
             'evaluation.targets: is csv:, and the metric "miou" compares with masks:...',
         ),
         (
+            {
+                "evaluation.source": '"images:pictures"',
+                "evaluation.metric": '"miou"',
+                "evaluation.targets": '"masks:picture"',
+            },
+            'evaluation.targets: DIR/picture does not exist; did you mean "masks:pictures"?',
+        ),
+        (
+            {
+                "evaluation.source": '"images:pictures"',
+                "evaluation.metric": '"mae"',
+                "evaluation.targets": '"maps:net.py"',
+            },
+            "evaluation.targets: DIR/net.py is a file, not a directory of maps",
+        ),
+        (
             {"evaluation.source": '"images:pictures"', "evaluation.targets": '"csv:net.py"'},
             'evaluation.targets: has no effect without evaluation.metric, such as "mae"',
         ),
