@@ -137,7 +137,7 @@ def _jsonl(path: Path, request: Request) -> tuple[list[str], list[_Row]]:
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """Return values by columns: ``angles 0`` and ``angles 1`` of a list, as the values of an output are named."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, list):
             found |= {f"{key} {number}" if len(value) > 1 else key: each for number, each in enumerate(value)}

@@ -74,7 +74,7 @@ def distances(presenter: Presenter, outputs: Mapping[str, Array], targets: Array
     expected = np.asarray(targets, np.float64).reshape(len(targets), -1, 2) if targets.size % 2 == 0 else targets
     if expected.ndim != 3 or expected.shape[1] != count:
         raise wrong_shape("distance", f"points (n, {count}, 2): x and y in pixels of the input", targets)
-    known = ~np.isnan(expected).any(axis=2)
+    known = np.asarray(np.isfinite(expected).all(axis=2), np.bool_)
     if known.any() and min(size) > 1 and np.nanmax(expected) <= 1:
         raise VerificationError(
             "[evaluation] metric distance: all points are from 0 to 1, so they look like shares of the input",

@@ -46,9 +46,10 @@ class RegressionMaps:
 
     def __getitem__(self, name: str) -> Floats:
         """Return the map ``(height, width)`` of a name. Raises KeyError that lists the names."""
-        for one, values in zip(self.maps, self.values, strict=True):
+        for number, one in enumerate(self.maps):
             if one.name == name:
-                return values
+                found: Floats = self.values[number]
+                return found
         raise KeyError(f"no map {name!r}; there is {', '.join(one.name for one in self.maps)}")
 
     def npy(self) -> bytes:
@@ -105,7 +106,7 @@ def maps_of(outputs: Outputs, frame: Frame | None, scale: Sequence[float], offse
     stacked = np.concatenate([np.asarray(each, np.float64).reshape(-1, *each.shape[-2:]) for each in outputs.values()])
     by_map = (-1, 1, 1)
     values = stacked * np.reshape(scale or (1.0,), by_map) + np.reshape(offset or (0.0,), by_map)
-    found = values.astype(np.float32)
+    found: Floats = values.astype(np.float32)
     if frame is None:
         return found
     part = Part.of(frame, found.shape[-2:])

@@ -109,8 +109,7 @@ class SegmentationPresenter:
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Segmentation:
         scores = self._with_classes(np.asarray(only(outputs)))
-        alone = frame is None or self.spec.volume
-        classes = self.classes(scores) if alone else self._in_image(scores, frame)
+        classes = self.classes(scores) if frame is None or self.spec.volume else self._in_image(scores, frame)
         seen = classes[classes != UNSEEN]
         indices, counts = np.unique(seen, return_counts=True)
         order = np.argsort(-counts, kind="stable")
