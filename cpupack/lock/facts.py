@@ -15,7 +15,8 @@ from cpupack.lock.code import imported, package_versions
 from cpupack.lock.model import Inputs
 from cpupack.lock.names import written
 from cpupack.recipe import LoadedRecipe
-from cpupack.recipe.files import mask_of, named_files, place_of
+from cpupack.recipe.files import named_files, place_of, target_of
+from cpupack.recipe.metrics import TARGET_FILES
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.manifest import hash_file
 from cpupack.wheel.tools import versions
@@ -111,7 +112,7 @@ def _files(loaded: LoadedRecipe, calibration: Samples | None, evaluation: Sample
     """Yield (name, SHA-256) of every file that the build read, named as the recipe does."""
     directory = loaded.path.parent
     named = {each.name for each in named_files(loaded.recipe, directory)}
-    for name in {*named, *_images(calibration), *_images(evaluation), *_masks(loaded, evaluation)}:
+    for name in {*named, *_images(calibration), *_images(evaluation), *_targets(loaded, evaluation)}:
         path = place_of(name, directory)
         if path is not None and path.is_file():
             yield written(name), hash_file(path)
@@ -126,11 +127,11 @@ def _images(samples: Samples | None) -> Iterator[str]:
         yield from (f"{directory.rstrip('/')}/{name}" for name in (*samples.names, *samples.skipped))
 
 
-def _masks(loaded: LoadedRecipe, evaluation: Samples) -> Iterator[str]:
-    """Yield the masks of the images that were read: the targets of a metric on segmentations."""
+def _targets(loaded: LoadedRecipe, evaluation: Samples) -> Iterator[str]:
+    """Yield the masks or maps of the images that were read, of targets that are a folder of them."""
     kind, _, directory = (loaded.recipe.evaluation.targets or "").partition(":")
-    if kind == "masks":
-        yield from (mask_of(directory, name) for name in evaluation.names)
+    if kind in TARGET_FILES:
+        yield from (target_of(kind, directory, name) for name in evaluation.names)
 
 
 def _sha256(text: str) -> str:

@@ -11,6 +11,8 @@ from cpupack.recipe import Task
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tasks import detection, kinds
 from cpupack.runtime.tasks.base import Shapes, are_heads, head_names
+from cpupack.runtime.tasks.maps import are_maps
+from cpupack.runtime.tasks.segmentation import is_volume
 from cpupack.runtime.tasks.spec import CLASSIFICATION, LAST, RAW, SETTINGS, TaskSpec, default_kind
 
 _IN_IMAGES = ("detection", "keypoints")
@@ -63,6 +65,10 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     if task.kind == "detection":
         given["layout"] = _layout(task.layout, outputs)
         _check_chosen(task, outputs)
+    if task.kind == "regression" and are_maps(outputs):
+        given["maps"] = True
+    if task.kind == "segmentation" and is_volume(signature.outputs[0].result_shape, signature.outputs[0].dtype):
+        given["volume"] = True
     spec = TaskSpec.of(task.kind, **given)
     if (misset := kinds.wrong_setting(spec, outputs)) is not None:
         raise ModelError(f"[task] {misset[0]} {misset[1]}")
@@ -81,10 +87,13 @@ def with_judged(signature: Signature, task: TaskSpec) -> Signature:
 
 
 def _holds_classes(kind: str | None, output: OutputSpec) -> bool:
-    """Return whether an output of whole numbers is the map of classes of a segmentation, or the class of each box."""
+    """Return whether an output of whole numbers is the classes of a segmentation, or the class of each box.
+
+    Truth values ``(n, height, width)`` may be a mask of each class as well as a scan, so they are neither.
+    """
     if kind == "detection":
         return output.name == detection.LABELS and output.dtype == "int64"
-    return kind == "segmentation" and len(output.result_shape) == 2
+    return kind == "segmentation" and len(output.result_shape) in ((2,) if output.dtype == "bool" else (2, 3))
 
 
 def _scores(task: Task, outputs: Sequence[OutputSpec]) -> dict[str, str]:
@@ -198,7 +207,8 @@ def _check_chosen(task: Task, outputs: Shapes) -> None:
 
 def names_of_heads(task: TaskSpec, outputs: Shapes) -> tuple[str, ...] | None:
     """Return a name for each value of a model with several heads: those of the outputs. None for other models."""
-    return head_names(outputs) if task.kind in kinds.ROWS and are_heads(outputs) else None
+    several = are_heads(outputs) if task.kind in kinds.ROWS and not task.maps else task.maps and len(outputs) > 1
+    return head_names(outputs) if several else None
 
 
 def check_labels(labels: tuple[str, ...], where: str, task: TaskSpec, outputs: Shapes) -> None:

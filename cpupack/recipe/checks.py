@@ -15,7 +15,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 from cpupack.recipe import WEIGHT_FILES, gates, open_sizes, quantize_checks, signature_checks, tasks, text_checks
 from cpupack.recipe.lines import Key
-from cpupack.recipe.metrics import METRICS, TARGETS, known_metric, nearest_of
+from cpupack.recipe.metrics import METRICS, NAMES, TARGETS, known_metric, nearest_of
 from cpupack.recipe.names import KNOWN_LABELS, import_name, why_not_importable
 from cpupack.recipe.problems import Problem, nearest
 from cpupack.recipe.view import Check, UnusableError, View
@@ -233,7 +233,7 @@ def _evaluation(view: View) -> Iterator[Problem]:
         if kind == "python":
             yield from _factory(view, ("evaluation", "metric"), spec)
         elif known_metric(metric) is None:
-            message = f'must be map, map50, miou, mae, f1, recall@K or python:FILE.py:function, not "{metric}"'
+            message = f'must be {", ".join(NAMES)}, recall@K or python:FILE.py:function, not "{metric}"'
             yield Problem(("evaluation", "metric"), message, nearest_of(metric))
     yield from _targets(view)
 
@@ -244,20 +244,21 @@ def _targets(view: View) -> Iterator[Problem]:
         return
     kind, _, rest = targets.partition(":")
     if kind not in TARGETS or not rest:
-        yield Problem(key, f'must be coco:FILE.json, masks:DIR or csv:FILE.csv, not "{targets}"')
+        *forms, last = [f"{name}:{what}" for name, what in TARGETS.items()]
+        yield Problem(key, f'must be {", ".join(forms)} or {last}, not "{targets}"')
         return
     metric, source = view("evaluation", "metric"), view("evaluation", "source")
     known = known_metric(metric) if metric is not None else None
     if metric is None:
-        near = next(name for name, each in METRICS.items() if each.targets == kind)
+        near = next(name for name, each in METRICS.items() if kind in each.targets)
         yield Problem(key, f'has no effect without evaluation.metric, such as "{near}"')
-    elif known is not None and known.targets != kind:
-        needed = f"{known.targets}:..." if known.targets else "class folders, and no targets"
+    elif known is not None and kind not in known.targets:
+        needed = known.needed + (", or with class folders" if known.folders else "")
         yield Problem(key, f'is {kind}:, and the metric "{metric}" compares with {needed}')
     if source is not None and not source.startswith("images:"):
         yield Problem(key, f"belongs to a folder of images (images:DIR); {source} has its own targets")
-    if kind == "masks":
-        yield from _directory(view, key, rest)
+    if TARGETS[kind] == "DIR":
+        yield from _directory(view, key, kind, rest)
     else:
         yield from _file(view, key, rest)
 
@@ -272,7 +273,7 @@ def _data_source(view: View, table: str) -> Iterator[Problem]:
         yield Problem(key, f'{message}, not "{source}"', fixed if near and (rest or near == "synthetic") else None)
         return
     if kind == "images":
-        yield from _directory(view, key, rest)
+        yield from _directory(view, key, kind, rest)
         if (why := signature_checks.why_no_images(view)) is not None:
             yield Problem(key, why)
     elif kind == "text":
@@ -288,13 +289,13 @@ def _data_source(view: View, table: str) -> Iterator[Problem]:
         yield Problem((table, "skip_corrupt"), f'has no effect: source = "{source}" reads no image files')
 
 
-def _directory(view: View, key: Key, name: str) -> Iterator[Problem]:
+def _directory(view: View, key: Key, kind: str, name: str) -> Iterator[Problem]:
     path = view.path(name)
     if path.is_file():
-        yield Problem(key, f"{path} is a file, not a directory of images")
+        yield Problem(key, f"{path} is a file, not a directory of {kind}")
     elif not path.is_dir():
         near = _neighbour(path, name, directories=True)
-        yield Problem(key, f"{path} does not exist", f"images:{near}" if near else None)
+        yield Problem(key, f"{path} does not exist", f"{kind}:{near}" if near else None)
 
 
 def _duplicates(view: View) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpupack.recipe.metrics import TARGET_FILES
 from cpupack.recipe.names import KNOWN_LABELS
 from cpupack.recipe.places import NoPlaceError, is_in_package, located
 from cpupack.recipe.recipe import Recipe
@@ -69,9 +70,9 @@ def _parts(path: Path) -> list[Path]:
         return [path]
 
 
-def mask_of(directory: str, image: str) -> str:
-    """Return the mask of an image below the directory of ``masks:DIR``: a PNG of the same name."""
-    return f"{directory.rstrip('/')}/{Path(image).with_suffix('.png').as_posix()}"
+def target_of(kind: str, directory: str, image: str) -> str:
+    """Return the file of an image below the directory of ``masks:DIR`` or ``maps:DIR``, which has the same name."""
+    return f"{directory.rstrip('/')}/{Path(image).with_suffix(TARGET_FILES[kind]).as_posix()}"
 
 
 def place_of(name: str, directory: Path) -> Path | None:
@@ -94,7 +95,7 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "model.weights", recipe.model.weights
     if isinstance(recipe.model.labels, str) and recipe.model.labels not in KNOWN_LABELS:
         yield "model.labels", recipe.model.labels
-    if recipe.evaluation.targets is not None:  # of a folder of masks what was read is hashed, as of photos
+    if recipe.evaluation.targets is not None:  # of a folder what was read is hashed, as of photos
         yield "evaluation.targets", recipe.evaluation.targets.partition(":")[2]
     if recipe.tokenizer is not None and recipe.tokenizer.source is not None:
         yield "tokenizer.source", recipe.tokenizer.source

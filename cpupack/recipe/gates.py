@@ -70,11 +70,11 @@ def _array_names(path: Path) -> list[str] | None:
 
 def _images(view: View, directory: Path) -> Iterator[Problem]:
     known = known_metric(str(view(_TABLE, "metric")))
-    if known is not None and known.targets is not None and not view.given(_TABLE, "targets"):
-        yield Problem((_TABLE, "metric"), f"needs evaluation.targets = {known.targets}:... for a folder of images")
+    if known is not None and not known.folders and not view.given(_TABLE, "targets"):
+        yield Problem((_TABLE, "metric"), f"needs evaluation.targets = {known.needed} for a folder of images")
     if not directory.is_dir() or any(each.is_dir() for each in directory.iterdir()):
         return
-    keys = LABEL_GATES if view.given(_TABLE, "targets") or (known and known.targets) else (*LABEL_GATES, "metric")
+    keys = LABEL_GATES if view.given(_TABLE, "targets") or (known and not known.folders) else (*LABEL_GATES, "metric")
     for key in keys:
         if view.given(_TABLE, key):
             yield Problem((_TABLE, key), f"needs a folder for each class, but {directory} has no folders")

@@ -11,23 +11,38 @@ from difflib import get_close_matches
 class KnownMetric:
     """A metric by name: the kind of task that it is for, whether larger (``max``) or smaller is better.
 
-    ``targets`` is what ``[evaluation] targets`` must name for folders of images, None for class folders.
+    ``targets`` is what ``[evaluation] targets`` may name for folders of images; with ``folders`` those of classes do
+    without it.
     """
 
     kind: str
     goal: str
-    targets: str | None
+    targets: tuple[str, ...]
+    folders: bool = False
+
+    @property
+    def needed(self) -> str:
+        """The targets that it compares with, for messages."""
+        *others, last = [f"{each}:..." for each in self.targets]
+        return f"{', '.join(others)} or {last}" if others else last
 
 
 METRICS = {
-    "map": KnownMetric("detection", "max", "coco"),
-    "map50": KnownMetric("detection", "max", "coco"),
-    "miou": KnownMetric("segmentation", "max", "masks"),
-    "mae": KnownMetric("regression", "min", "csv"),
-    "f1": KnownMetric("multilabel", "max", "csv"),
-    "recall": KnownMetric("embedding", "max", None),
+    "map": KnownMetric("detection", "max", ("coco",)),
+    "map50": KnownMetric("detection", "max", ("coco",)),
+    "miou": KnownMetric("segmentation", "max", ("masks",)),
+    "mae": KnownMetric("regression", "min", ("csv", "jsonl", "maps")),
+    "rmse": KnownMetric("regression", "min", ("csv", "jsonl", "maps")),
+    "distance": KnownMetric("keypoints", "min", ("csv", "jsonl")),
+    "f1": KnownMetric("multilabel", "max", ("csv", "jsonl")),
+    "recall": KnownMetric("embedding", "max", ("csv", "jsonl"), folders=True),
 }
-TARGETS = ("coco", "masks", "csv")
+NAMES = tuple(each for each in METRICS if each != "recall")
+"""The metrics whose name is all of what a recipe says; of ``recall@5`` a number follows."""
+TARGETS = {"coco": "FILE.json", "masks": "DIR", "maps": "DIR", "csv": "FILE.csv", "jsonl": "FILE.jsonl"}
+"""The kinds of targets for folders of images, and what each of them names."""
+TARGET_FILES = {"masks": ".png", "maps": ".npy"}
+"""Targets that have a file for each image, and its ending."""
 _RECALL = re.compile(r"recall@([1-9][0-9]{0,3})")
 
 
@@ -40,7 +55,7 @@ def known_metric(name: str) -> KnownMetric | None:
 
 def nearest_of(name: str) -> str | None:
     """Return the name that was probably meant."""
-    near = get_close_matches(name.lower(), [*(each for each in METRICS if each != "recall"), "recall@1"], n=1)
+    near = get_close_matches(name.lower(), [*NAMES, "recall@1"], n=1)
     return near[0] if near else None
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from .errors import InputError
 from .manifest import Manifest, read_manifest
-from .tasks.answers import DRAWN, task_of
-from .tasks.spec import IMAGE
+from .tasks.answers import draws_nothing, task_of
 from .top_k import shown_classes
 from .writing import whole_file
 
@@ -107,11 +106,11 @@ def _names_text(named: Sequence[str]) -> bool:
 
 def _targets(save: Path, inputs: Sequence[str], manifest: Manifest) -> list[Any]:
     """Return the file for each drawing. Raises InputError where one cannot be made, before the model runs."""
-    kind = task_of(manifest).kind
-    if kind not in DRAWN:
-        raise InputError(f'--save: kind "{kind}" draws nothing; {", ".join(DRAWN)} do')
+    task = task_of(manifest)
+    if not task.draws:
+        raise InputError(f"--save: {draws_nothing(task)}")
     takes_images = manifest.preprocess is not None or any(each.get("preprocess") for each in manifest.inputs)
-    if not takes_images and kind != IMAGE:
+    if not takes_images and not task.draws_alone:
         raise InputError("--save: this model takes arrays, and there is no image to draw over")
     if len(inputs) == 1 and not save.is_dir():
         return [_writable(save)]

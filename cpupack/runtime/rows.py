@@ -201,9 +201,7 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
         if array.dtype == object and all(isinstance(each, int | float) for each in array.flat):
             array = np.array(array.tolist())  # a row of pandas with columns of several kinds
     except (ValueError, OverflowError) as error:
-        lengths = _lengths(value)
-        ragged = f"rows of different lengths ({', '.join(map(str, lengths))})" if len(lengths) > 1 else str(error)
-        raise InputError(f"{name}{ragged}; pad them to {batch_text(spec.shape)}") from None
+        raise InputError(f"{name}{_ragged(value, error)} {batch_text(spec.shape)}") from None
     # Python has one kind of float and one of whole number, so lists become the input's own dtype. So do columns of
     # pandas, whose floats have 64 bits.
     if spec.dtype == "float32" and array.dtype.kind in "fiu":
@@ -235,6 +233,16 @@ def _without_tensors(value: Any, name: str) -> Any:
         return value
     tensor = of_tensor(value, name)
     return value if tensor is None else tensor
+
+
+def _ragged(value: Any, error: Exception) -> str:
+    """Return why lists are no array, and what to do up to the shape that is expected."""
+    lengths = _lengths(value)
+    if len(lengths) > 1:
+        return f"rows of different lengths ({', '.join(map(str, lengths))}); pad them to"
+    if "inhomogeneous" in str(error):  # numpy tells of its own insides
+        return "lists beside numbers; expected numbers of the shape"
+    return f"{error}; pad them to"
 
 
 def _lengths(value: Any) -> list[int]:

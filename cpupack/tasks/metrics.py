@@ -1,4 +1,4 @@
-"""Metrics of tasks by name: mean average precision, mean IoU, mean absolute error, F1, recall at k.
+"""Metrics of tasks by name: mean average precision, mean IoU, errors of numbers and places, F1, recall at k.
 
 Each compares what the runner gives, ``(n, ...)``, with targets ``(n, ...)``, by the same arithmetic as ``predict``.
 """
@@ -22,9 +22,11 @@ from cpupack.runtime.tasks.answers import input_size
 from cpupack.runtime.tasks.base import Presenter, in_rows
 from cpupack.runtime.tasks.detection import DetectionPresenter, label_count
 from cpupack.runtime.tasks.frame import Frame
+from cpupack.runtime.tasks.keypoints import KeypointsPresenter
 from cpupack.runtime.tasks.regression import RegressionPresenter
 from cpupack.runtime.tasks.segmentation import SegmentationPresenter
 from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.tasks.number_metrics import distances, errors, wrong_shape
 from cpupack.tasks.precision import matches
 
 Array = npt.NDArray[Any]
@@ -55,7 +57,10 @@ def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
 
     def prepare(outputs: Outputs, targets: Array) -> OfRows:
         named = outputs if isinstance(outputs, dict) else {own: outputs}
-        _check_numbers(name, targets, names=known.kind == "embedding")
+        unknown = isinstance(presenter, KeypointsPresenter) or (
+            isinstance(presenter, RegressionPresenter) and presenter.spec.maps
+        )
+        _check_numbers(name, targets, names=known.kind == "embedding", unknown=unknown)
         if known.kind == "embedding":
             return of_sums(recalls(named[own], targets, recall_at(name)), share)
         return _PREPARED[name](presenter, named, targets)
@@ -69,8 +74,11 @@ def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
     return Metric(name, known.goal, function, resampled, prepare)
 
 
-def _check_numbers(metric: str, targets: Array, *, names: bool) -> None:
-    """Raise VerificationError for targets that are no finite numbers. With ``names`` classes may be texts, too."""
+def _check_numbers(metric: str, targets: Array, *, names: bool, unknown: bool) -> None:
+    """Raise VerificationError for targets that are no finite numbers.
+
+    With ``names`` classes may be texts, too. With ``unknown`` NaN stands for a number that nobody knows.
+    """
     if names and targets.dtype.kind == "U":
         return
     if targets.dtype.kind not in "biuf":
@@ -78,7 +86,8 @@ def _check_numbers(metric: str, targets: Array, *, names: bool) -> None:
             f"[evaluation] metric {metric}: the targets are {targets.dtype}, and it compares with numbers",
             hint="give an array of numbers: np.asarray(targets, np.float32)",
         )
-    finite = np.isfinite(targets).reshape(len(targets), -1).all(axis=1) if targets.size else np.ones(1, bool)
+    good = ~np.isinf(targets) if unknown else np.isfinite(targets)
+    finite = good.reshape(len(targets), -1).all(axis=1) if targets.size else np.ones(1, bool)
     if not finite.all():
         raise VerificationError(
             f"[evaluation] metric {metric}: the targets of sample {int(finite.argmin())} are not all finite",
@@ -101,6 +110,11 @@ def share(counts: Array) -> float:
     return float(counts[0] / counts[1]) if counts[1] else float("nan")
 
 
+def root_of(counts: Array) -> float:
+    """Return the root of ``share``."""
+    return float(np.sqrt(share(counts)))
+
+
 def iou_of(counts: Array) -> float:
     """Return the mean IoU of what ``class_overlaps`` counts, NaN without any pixel."""
     both, either = counts
@@ -111,10 +125,12 @@ def class_overlaps(presenter: Presenter, outputs: Mapping[str, Array], targets: 
     """Return the pixels of each sample and class ``(n, 2, classes)``: in both the result and the target, and in either.
 
     ``targets`` are classes ``(n, height, width)`` of the model's input, ``IGNORED`` or below 0 where none is known.
+    Those of a scan are ``(n, depth, height, width)`` of its output.
     """
     assert isinstance(presenter, SegmentationPresenter)
-    if targets.ndim != 3 or not targets.size:
-        raise _wrong("miou", "classes (n, height, width)", targets)
+    volume = presenter.spec.volume
+    if targets.ndim != 3 + volume or not targets.size:
+        raise wrong_shape("miou", f"classes (n, {'depth, ' * volume}height, width)", targets)
     _check_whole("miou", targets, "the masks")
     known = targets[(targets >= 0) & (targets != IGNORED)]
     _check_classes("miou", known, _classes_of_maps(presenter, outputs), "the masks")
@@ -125,9 +141,11 @@ def class_overlaps(presenter: Presenter, outputs: Mapping[str, Array], targets: 
         )
     size = int(max(targets.max(initial=0), _most_classes(presenter, outputs))) + 1
     counts = np.zeros((len(targets), 2, size), np.int64)
-    height, width = targets.shape[1:]
+    height, width = targets.shape[-2:]
     for row, target in enumerate(targets.astype(np.int64)):
         found = presenter.present({name: each[row] for name, each in outputs.items()}, Frame.whole(width, height)).mask
+        if found.shape != target.shape:
+            raise wrong_shape("miou", f"classes (n, {', '.join(map(str, found.shape))})", targets)
         known = (target >= 0) & (target != IGNORED)
         named = np.where(found[known] < 0, size, found[known])  # the model may say of a pixel that it has no class
         common = np.bincount(target[known] * (size + 1) + named, minlength=size * (size + 1)).reshape(size, size + 1)
@@ -149,7 +167,7 @@ def _check_classes(metric: str, given: Array, count: int | None, where: str) -> 
 def _classes_of_maps(presenter: SegmentationPresenter, outputs: Mapping[str, Array]) -> int | None:
     """Return how many classes scores (n, classes, height, width) are of, None for maps of classes."""
     (scores,) = outputs.values()
-    if scores.ndim != 4:
+    if scores.ndim < 4 or scores.dtype.kind != "f":
         return 2 if presenter.spec.squeezed else None
     return max(int(scores.shape[1]), 2)
 
@@ -158,20 +176,6 @@ def _most_classes(presenter: SegmentationPresenter, outputs: Mapping[str, Array]
     (scores,) = outputs.values()
     count = _classes_of_maps(presenter, outputs)
     return max(int(np.rint(scores.max(initial=0))), 1) if count is None else count - 1
-
-
-def absolute_errors(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> npt.NDArray[np.float64]:
-    """Return the sum of |value - target| and the number of values of each sample ``(n, 2)``.
-
-    They are in the units of the values: outputs are scaled as ``predict`` does.
-    """
-    assert isinstance(presenter, RegressionPresenter)
-    rows = in_rows(outputs)
-    found = np.array([[value.value for value in presenter.present({"": row}, None).values] for row in rows])
-    expected = np.asarray(targets, np.float64).reshape(len(targets), -1)
-    if expected.shape != found.shape:
-        raise _wrong("mae", f"{found.shape[1]} values for each sample", targets)
-    return np.stack([np.abs(found - expected).sum(axis=1), np.full(len(found), found.shape[1])], axis=1)
 
 
 def labels_in_common(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> npt.NDArray[np.int64]:
@@ -188,7 +192,7 @@ def labels_in_common(presenter: Presenter, outputs: Mapping[str, Array], targets
         )
     expected = given.astype(bool)
     if expected.shape != rows.shape:
-        raise _wrong("f1", f"{rows.shape[1]} truth values for each sample", targets)
+        raise wrong_shape("f1", f"{rows.shape[1]} truth values for each sample", targets)
     found = np.zeros_like(expected)
     for row, values in enumerate(rows):
         for label in presenter.present({"": values}, None).labels:
@@ -215,7 +219,7 @@ def recalled(vectors: Array, classes: Array, k: int) -> npt.NDArray[np.float64]:
     """
     classes = np.asarray(classes)
     if classes.ndim != 1:
-        raise _wrong(f"recall@{k}", "a class for each sample", classes)
+        raise wrong_shape(f"recall@{k}", "a class for each sample", classes)
     _, numbers, counts = np.unique(classes, return_inverse=True, return_counts=True)
     asked = np.flatnonzero(counts[numbers] > 1)
     if not len(asked):
@@ -240,7 +244,7 @@ def detected(ious: slice, presenter: Presenter, outputs: Mapping[str, Array], ta
     """
     assert isinstance(presenter, DetectionPresenter)
     if targets.ndim != 3 or targets.shape[2] not in {5, 6}:
-        raise _wrong("map", "boxes (n, most, 5): two corners in pixels of the input, and the class", targets)
+        raise wrong_shape("map", "boxes (n, most, 5): two corners in pixels of the input, and the class", targets)
     _check_whole("map", targets[..., 4], "the classes of boxes")
     if targets.shape[2] == 6 and not np.isin(targets[..., 5][targets[..., 4] >= 0], (0, 1)).all():
         raise VerificationError("[evaluation] metric map: the sixth number of a box says whether it is a crowd, 0 or 1")
@@ -295,12 +299,6 @@ def _boxed(box: Array, index: int) -> dict[str, Any]:
     return {"bbox": [left, top, width, height], "area": width * height, "category_id": index}
 
 
-def _wrong(name: str, needed: str, targets: Array) -> VerificationError:
-    return VerificationError(
-        f"[evaluation] metric {name} compares with {needed}; the targets have shape {targets.shape}"
-    )
-
-
 def _sums(
     of_samples: Callable[[Presenter, Mapping[str, Array], Array], Array], value: Callable[[Array], float]
 ) -> Callable[[Presenter, Mapping[str, Array], Array], OfRows]:
@@ -314,7 +312,14 @@ _PREPARED: Mapping[str, Callable[[Presenter, Mapping[str, Array], Array], OfRows
     "map": partial(detected, slice(None)),
     "map50": partial(detected, slice(1)),
     "miou": _sums(class_overlaps, iou_of),
-    "mae": _sums(absolute_errors, share),
+    "mae": _sums(partial(errors, "mae", 1), share),
+    "rmse": _sums(partial(errors, "rmse", 2), root_of),
+    "distance": _sums(distances, share),
     "f1": _sums(labels_in_common, f1_of),
 }
-_NOTHING = {"detection": "the targets have no boxes", "segmentation": "no pixel of the masks has a class"}
+_NOTHING = {
+    "detection": "the targets have no boxes",
+    "segmentation": "no pixel of the masks has a class",
+    "regression": "no pixel of the targets has a number",
+    "keypoints": "no point of the targets is known",
+}

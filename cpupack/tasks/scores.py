@@ -83,7 +83,7 @@ def _scores(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDAr
         return scores
     if spec.kind == "segmentation":
         (maps,) = outputs.values()
-        one = maps.shape[1] == 1 if maps.ndim == 4 else spec.squeezed or holds_scores(maps)
+        one = maps.shape[1] == 1 if maps.ndim >= 4 else spec.squeezed or holds_scores(maps)
         return maps if one else None
     return None
 

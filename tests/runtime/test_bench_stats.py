@@ -102,6 +102,11 @@ def test_an_interval_of_one_window_says_nothing() -> None:
         stats.interval_95([1.0])
 
 
+def test_no_rate_is_below_zero() -> None:
+    """A few slow calls on a busy host gave "95 % interval -0.3 to 6.7" samples a second."""
+    assert stats.interval_95([0.4, 6.0, 3.2])[0] == 0.0
+
+
 def test_window_values_split_in_order() -> None:
     assert stats.window_values(np.arange(10.0), "mean", 5) == [0.5, 2.5, 4.5, 6.5, 8.5]
     assert stats.window_values(np.array([1.0, 3.0]), "p50", 5) == [1.0, 3.0]

@@ -130,6 +130,7 @@ def test_numbers_in_every_state_are_taken(age: Any) -> None:
         ({"image": IMAGE[0]}, "or uint8 (n, 2, 3, 3); add the batch dimension: image[None]"),
         ({"ids": IDS[:1]}, "the inputs have different numbers of samples: image 2, ids 1, age 2"),
         ({"ids": [[1, 2, 3, 4], [1, 2]]}, 'input "ids": rows of different lengths (2, 4); pad them to (n, 4)'),
+        ({"ids": [[1, 2, 3, [4]]]}, 'input "ids": lists beside numbers; expected numbers of the shape (n, 4)'),
         ({"ids": IDS + 1}, 'input "ids": sample 0 has 10; the model takes 0 to 9'),
         ({"ids": IDS - 1}, 'input "ids": sample 1 has -1; the model takes 0 to 9'),
         ({"age": np.array([1, np.nan], np.float32)}, 'input "age": sample 1 has nan; it must be finite'),

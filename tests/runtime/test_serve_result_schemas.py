@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from cpupack.runtime.serve.predict_route import _written
 from cpupack.runtime.serve.result_schemas import predictions
 from cpupack.runtime.tasks import spec
 from cpupack.runtime.tasks.answer import Answer
@@ -18,6 +19,7 @@ from cpupack.runtime.tasks.embedding import Embedding
 from cpupack.runtime.tasks.fill import Filled, Guess
 from cpupack.runtime.tasks.image import Picture
 from cpupack.runtime.tasks.keypoints import Keypoint, Keypoints
+from cpupack.runtime.tasks.maps import result_of
 from cpupack.runtime.tasks.multilabel import Multilabel
 from cpupack.runtime.tasks.regression import Regression, Value
 from cpupack.runtime.tasks.segmentation import ClassShare, Segmentation
@@ -41,9 +43,15 @@ TIMING = {"queue": 0.1, "prepare": 0.2, "compute": 0.3, "batch": 1}
 
 
 def check(
-    kind: str, answer: dict[str, Any], *, takes_text: bool = False, outputs: tuple[str, ...] = ("output",)
+    kind: str,
+    answer: dict[str, Any],
+    *,
+    takes_text: bool = False,
+    outputs: tuple[str, ...] = ("output",),
+    **settings: Any,
 ) -> None:
-    schema = predictions(kind, takes_text=takes_text, outputs=list(outputs))
+    task = spec.TaskSpec.of(kind, **settings)
+    schema = predictions(task, takes_text=takes_text, outputs=list(outputs))
     whole = {"model": "m", "version": "1", "timing_ms": TIMING, **answer}
     jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(whole)))
 
@@ -72,3 +80,21 @@ def test_classes_and_outputs_have_the_form_that_is_told() -> None:
     check("raw", {"outputs": [{"a": one, "b": one}]}, outputs=("a", "b"))
     with pytest.raises(jsonschema.ValidationError):
         check("raw", {"outputs": [{"a": one}]}, outputs=("a", "b"))
+
+
+def test_scans_and_maps_of_numbers_have_forms_of_their_own() -> None:
+    scan = Segmentation(np.zeros((4, 2, 3), np.int32), (ClassShare("sky", 0, 1.0),)).to_dict()
+    check("segmentation", {"task": "segmentation", "predictions": [scan]}, volume=True)
+    maps = result_of(np.zeros((1, 2, 3), np.float32), ("depth",), ("m",)).to_dict()
+    check("regression", {"task": "regression", "predictions": [maps]}, maps=True)
+    for kind, found in (("segmentation", scan), ("regression", maps)):
+        with pytest.raises(jsonschema.ValidationError):
+            check(kind, {"task": kind, "predictions": [found]})
+
+
+def test_an_infinite_value_is_null() -> None:
+    """The logarithm of 0 made an error of the server out of an answer."""
+    found = Regression((Value("age", float("-inf"), ""), Value("height", 2.0, "m"))).to_dict()
+    (told,) = json.loads(_written({"predictions": [found]}))["predictions"]
+    assert [one["value"] for one in told["values"]] == [None, 2.0]
+    check("regression", {"task": "regression", "predictions": [told]})

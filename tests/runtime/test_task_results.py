@@ -132,6 +132,28 @@ def test_one_class_against_the_rest_and_maps_of_classes_are_segmentations_too() 
         assert maps.present({"": np.eye(2, dtype=bool)}, frame).mask.tolist() == [[1, 0], [0, 1]]
 
 
+def test_a_scan_has_a_class_for_each_voxel() -> None:
+    scores = np.zeros((3, 4, 5, 6), np.float32)
+    scores[1, 1:], scores[2, :, 2] = 1.0, 2.0
+    scan: Any = kinds.presenter(TaskSpec.of("segmentation", volume=True), kinds.Model(("none", "bone", "tumour")))
+    found = scan.present({"": scores}, Frame.whole(6, 5))
+    assert found.mask.shape == (4, 5, 6)
+    assert found.mask[0, 0, 0] == 0
+    assert found.mask[3, 0, 0] == 1
+    assert (found.mask[:, 2] == 2).all()
+    assert found.text().startswith("  6 x 5 x 4 voxels")
+    told = found.to_dict()
+    assert (told["width"], told["height"], told["depth"]) == (6, 5, 4)
+    assert np.array_equal(np.load(io.BytesIO(base64.b64decode(told["mask_npy"]))), found.mask)
+    chosen = scan.present({"": scores.argmax(axis=0).astype(np.int64)}, None)
+    assert np.array_equal(chosen.mask, found.mask)
+    one = kinds.presenter(TaskSpec.of("segmentation", volume=True), kinds.Model(None))
+    assert one.present({"": scores[1:2] - 0.5}, None).mask.sum() == 3 * 30
+    # argmax(1, keepdim=True) of an image is no scan of one slice
+    kept: Any = kinds.presenter(TaskSpec.of("segmentation"), kinds.Model(None))
+    assert kept.present({"": np.ones((1, 2, 2), np.int64)}, None).mask.tolist() == [[1, 1], [1, 1]]
+
+
 def test_an_image_of_one_pixel_has_a_map_of_one_pixel() -> None:
     scores = np.zeros((2, 8, 8), np.float32)
     scores[1] = 1.0
@@ -292,9 +314,9 @@ def test_nan_is_an_error_that_names_the_output() -> None:
 FITS: dict[str, list[tuple[int, ...]]] = {
     "classification": [(5,)],
     "multilabel": [(5,)],
-    "regression": [(5,), ()],
+    "regression": [(5,), (), (5, 4), (2, 5, 4)],
     "embedding": [(5,), (5, 1, 1)],
-    "segmentation": [(3, 4, 4), (1, 4, 4), (4, 4)],
+    "segmentation": [(3, 4, 4), (1, 4, 4), (4, 4), (3, 2, 4, 4)],
     "detection": [(9, 5)],
     "keypoints": [(5, 4, 4), (5, 2), (5, 3)],
     "image": [(3, 4, 4), (1, 4, 4), (4, 4)],
@@ -306,7 +328,7 @@ FITS: dict[str, list[tuple[int, ...]]] = {
 MISFITS: dict[str, list[tuple[int, ...]]] = {
     "classification": [(5, 4), (1,)],
     "multilabel": [(5, 4)],
-    "regression": [(5, 4)],
+    "regression": [(2, 3, 5, 4)],
     "embedding": [(5, 4), (1,)],
     "segmentation": [(5,)],
     "detection": [(9, 4), (9,)],

@@ -94,6 +94,15 @@ def test_masks_are_named_one_by_one(tmp_path: Path) -> None:
     assert "masks/a.png: changed" in drift(loaded, inputs)
 
 
+def test_maps_of_numbers_are_named_one_by_one(tmp_path: Path) -> None:
+    code(tmp_path / "recipes")
+    maps = 'source = "images:photos"\ntargets = "maps:maps"\nmax_metric = 0.1\n'
+    (tmp_path / "recipes/maps").mkdir()
+    loaded = project(tmp_path, more='[task]\nkind = "regression"\n[evaluation]\nmetric = "mae"\n' + maps)
+    (tmp_path / "recipes/maps/a.npy").write_text("a")
+    assert "maps/a.npy" in read(loaded).files
+
+
 def test_code_above_the_recipe_is_named_by_its_path(tmp_path: Path) -> None:
     """A recipe in a folder of recipes, and the code beside that folder: also what it imports."""
     code(tmp_path / "lib")

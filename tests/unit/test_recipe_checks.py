@@ -303,12 +303,13 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"evaluation.source": '"images:pictures"', "evaluation.metric": '"net.py:f"'},
-            'evaluation.metric: must be map, map50, miou, mae, f1, recall@K or python:FILE.py:function, not "net.py:f"',
+            "evaluation.metric: must be map, map50, miou, mae, rmse, distance, f1, recall@K or "
+            'python:FILE.py:function, not "net.py:f"',
         ),
         (
             {"evaluation.source": '"images:pictures"', "evaluation.metric": '"miuo"'},
-            "evaluation.metric: must be map, map50, miou, mae, f1, recall@K or python:FILE.py:function, "
-            'not "miuo"; did you mean "miou"?',
+            "evaluation.metric: must be map, map50, miou, mae, rmse, distance, f1, recall@K or "
+            'python:FILE.py:function, not "miuo"; did you mean "miou"?',
         ),
         (
             {"evaluation.source": '"images:pictures"', "evaluation.metric": '"miou"'},
@@ -323,12 +324,29 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
             'evaluation.targets: is csv:, and the metric "miou" compares with masks:...',
         ),
         (
+            {
+                "evaluation.source": '"images:pictures"',
+                "evaluation.metric": '"miou"',
+                "evaluation.targets": '"masks:picture"',
+            },
+            'evaluation.targets: DIR/picture does not exist; did you mean "masks:pictures"?',
+        ),
+        (
+            {
+                "evaluation.source": '"images:pictures"',
+                "evaluation.metric": '"mae"',
+                "evaluation.targets": '"maps:net.py"',
+            },
+            "evaluation.targets: DIR/net.py is a file, not a directory of maps",
+        ),
+        (
             {"evaluation.source": '"images:pictures"', "evaluation.targets": '"csv:net.py"'},
             'evaluation.targets: has no effect without evaluation.metric, such as "mae"',
         ),
         (
             {"evaluation.source": '"images:pictures"', "evaluation.metric": '"mae"', "evaluation.targets": '"net.py"'},
-            'evaluation.targets: must be coco:FILE.json, masks:DIR or csv:FILE.csv, not "net.py"',
+            "evaluation.targets: must be coco:FILE.json, masks:DIR, maps:DIR, csv:FILE.csv or jsonl:FILE.jsonl, "
+            'not "net.py"',
         ),
         (
             {

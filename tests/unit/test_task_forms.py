@@ -282,6 +282,28 @@ def test_the_values_of_several_heads_are_one_result(kind: str) -> None:
         check_labels(("a", "b"), "the list", spec, shapes)
 
 
+def test_a_regression_may_have_a_number_for_each_pixel() -> None:
+    """A depth was refused, or was an image whose numbers were cut to 0..255."""
+    image = (TensorSpec(INPUT, (3, SIZE, SIZE)),)
+    one = Signature(image, (OutputSpec("depth", (1, 8, 8)),))
+    spec = task_of(Task(kind="regression", units=["m"], scale=[80.0]), one)
+    assert spec.maps
+    check_labels(("depth",), "the list", spec, {"depth": (1, 8, 8)})
+    with pytest.raises(ModelError, match="units has 2 entries for 1 values"):
+        task_of(Task(kind="regression", units=["m", "m"]), one)
+    shapes = {"depth": (8, 8), "normal": (3, 8, 8)}
+    several = task_of(
+        Task(kind="regression"), Signature(image, tuple(OutputSpec(name, shape) for name, shape in shapes.items()))
+    )
+    names = names_of_heads(several, shapes)
+    assert names == ("depth", "normal 0", "normal 1", "normal 2")
+    found = kinds.presenter(several, kinds.Model(names)).present(
+        {name: np.full(shape, len(name), np.float32) for name, shape in shapes.items()}, None
+    )
+    assert (found["depth"].max(), found["normal 2"].max()) == (5, 6)
+    assert not task_of(Task(kind="regression"), Signature(image, (OutputSpec("age", (8,)),))).maps
+
+
 def test_boxes_lie_in_the_frames_of_a_video_and_in_no_table() -> None:
     """A video of (channels, frames, height, width) was taken for no image: boxes were clipped to one pixel."""
     outputs = (OutputSpec("boxes", (9, 4)), OutputSpec("scores", (9, 2)))

@@ -199,6 +199,23 @@ def test_mean_iou_leaves_out_what_is_unknown() -> None:
         metric(scores, np.array([[[0, 255], [0, 255]]]))
 
 
+def test_the_iou_of_a_scan_counts_voxels() -> None:
+    scores = np.zeros((1, 2, 2, 2, 2), np.float32)
+    scores[0, 1, 0] = 1.0  # the first slice
+    truth = np.zeros((1, 2, 2, 2), np.int64)
+    truth[0, 0, 0] = 1  # one row of it
+    of = model("segmentation", {"output": (2, 2, 2, 2)}, volume=True)
+    metric = task_metric("miou", of, resampled=False)
+    assert metric(scores, truth) == pytest.approx((4 / 6 + 2 / 4) / 2)
+    assert metric(scores.argmax(axis=1), truth) == pytest.approx((4 / 6 + 2 / 4) / 2)
+    with pytest.raises(VerificationError, match=r"compares with classes \(n, depth, height, width\)"):
+        metric(scores, truth[:, 0])
+    with pytest.raises(VerificationError, match=r"compares with classes \(n, 2, 2, 2\)"):
+        metric(scores, np.zeros((1, 2, 3, 2), np.int64))
+    presenter = presenter_of(of)
+    assert likeness(presenter, {"output": scores}, {"output": scores}) == ("mean IoU of the classes", 1.0)
+
+
 def test_mean_absolute_error_is_in_the_units_of_the_values() -> None:
     metric = task_metric("mae", model("regression", {"output": (2,)}, scale=[10, 1], offset=[0, 5]), resampled=False)
     assert metric.goal == "min"
@@ -207,6 +224,51 @@ def test_mean_absolute_error_is_in_the_units_of_the_values() -> None:
         metric(np.zeros((1, 2), np.float32), np.zeros((1, 3)))
     with pytest.raises(VerificationError, match="the targets of sample 1 are not all finite"):
         metric(np.zeros((2, 2), np.float32), np.array([[0, 0], [0, np.nan]]))
+
+
+@pytest.mark.parametrize("form", ["pixels", "normalized", "maps"])
+def test_the_distance_of_points_is_in_pixels_of_the_input(form: str) -> None:
+    shapes = {"output": (2, 5, 5) if form == "maps" else (2, 2)}
+    settings = {} if form == "maps" else {"coordinates": form}
+    metric = task_metric("distance", model("keypoints", shapes, threshold=0.5, **settings), resampled=False)
+    places = np.array([[[1.0, 1.0], [5.0, 3.0]]], np.float32)  # the middles of two pixels of a map of 5 x 5
+    outputs = places / SIZE if form == "normalized" else places
+    if form == "maps":
+        outputs = np.zeros((1, 2, 5, 5), np.float32)
+        outputs[0, 0, 0, 0] = outputs[0, 1, 1, 2] = 0.1  # below the threshold: it has a place all the same
+    assert metric.goal == "min"
+    assert metric(outputs, places) == pytest.approx(0.0, abs=1e-6)
+    assert metric(outputs, places + np.array([[[3, 4], [0, 1]]])) == pytest.approx(3.0, abs=1e-6)
+    assert metric(outputs, np.array([[[4, 5], [np.nan, np.nan]]])) == pytest.approx(5.0, abs=1e-6)
+    for targets, words in (
+        (np.full((1, 2, 2), np.nan), "no point of the targets is known"),
+        (np.zeros((1, 3, 2)), r"compares with points \(n, 2, 2\)"),
+        (np.full((1, 2, 2), 0.5), "all points are from 0 to 1"),
+    ):
+        with pytest.raises(VerificationError, match=words):
+            metric(outputs, targets)
+
+
+def test_errors_of_maps_count_the_pixels_whose_number_is_known() -> None:
+    of = model("regression", {"depth": (2, 2)}, scale=[10.0], maps=True)
+    mae, rmse = (task_metric(name, of, resampled=False) for name in ("mae", "rmse"))
+    outputs = np.array([[[0.1, 0.2], [0.3, 0.4]]], np.float32)
+    targets = np.array([[[1.0, 4.0], [np.nan, 0.0]]])  # errors of 0, 2 and 4
+    assert mae(outputs, targets) == pytest.approx(2.0, abs=1e-6)
+    assert mae(outputs, targets[:, None]) == pytest.approx(2.0, abs=1e-6)
+    assert rmse(outputs, targets) == pytest.approx(np.sqrt(20 / 3))
+    whole = np.full((1, SIZE, SIZE), np.nan)
+    whole[0, 0, 0], whole[0, -1, -1] = 1.0, 3.0  # in the corners, where nothing is between two pixels of the output
+    assert mae(outputs, whole) == pytest.approx(0.5, abs=1e-6)
+    with pytest.raises(VerificationError, match="no pixel of the targets has a number"):
+        mae(outputs, np.full((1, 2, 2), np.nan))
+    with pytest.raises(VerificationError, match="the targets of sample 0 are not all finite"):
+        mae(outputs, np.full((1, 2, 2), np.inf))
+    for shape in ((1, 4), (1, 2, 3), (1, 3, 2, 2), (1, 1, 1)):
+        with pytest.raises(VerificationError, match=r"compares with maps \(n, 1, 2, 2 or 10, 10\)"):
+            mae(outputs, np.zeros(shape))
+    rows = task_metric("rmse", model("regression", {"output": (2,)}), resampled=False)
+    assert rows(np.float32([[1, 2], [3, 4]]), np.array([[1, 2], [3, 0]])) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

@@ -61,3 +61,17 @@ def test_boxes_lie_where_they_were_found_in_a_picture_that_is_enlarged() -> None
     assert picture[84:168, 112].min() > 60  # the left edge of the box
     assert picture[100:160, 120:215].max() < 30
     assert picture[:60, :].max() < 30
+
+
+def test_maps_of_both_have_the_colours_of_one_range_and_need_no_image() -> None:
+    """With a range for each, a map of half the numbers would look the same."""
+    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
+    signature = Signature((TensorSpec("state", (5,)),), (OutputSpec("map", (8, 8)),))
+    task = TaskSpec.of("regression", maps=True)
+    model = FloatModel(nn.Identity(), signature, "", False, None, 0, 0, 0, task=task)
+    samples = Samples(np.zeros((1, 5), np.float32), "", ("a",))
+    (one,) = pictures(presenter_of(model), "regression", samples, signature, {"map": ramp}, {"map": ramp / 2})
+    fp32, int8 = (np.asarray(Image.open(io.BytesIO(base64.b64decode(each))), float) for each in (one.fp32, one.int8))
+    assert fp32.shape == int8.shape
+    assert np.abs(fp32[230, 230] - [253, 231, 37]).max() < 30  # the end of viridis
+    assert np.abs(int8[230, 230] - [36, 146, 140]).max() < 30  # its middle

@@ -181,7 +181,7 @@ class Task(Table):
     """What the scores are: ``logits`` (the default), or ``probabilities`` of a model that ends in a sigmoid or softmax.
     For ``multilabel``, ``detection`` and a ``segmentation`` of one class."""
     units: Annotated[list[str], Field(min_length=1)] | None = None
-    """``regression``: the unit of each value, such as ``["cm", "kg"]``. The names of the values are [model] labels."""
+    """``regression``: the unit of each value or map, such as ``["cm", "kg"]``. Their names are [model] labels."""
     scale: Annotated[list[Finite], Field(min_length=1)] | None = None
     """``regression``: each value is output x scale + offset. ``image``: so are the channels, which are then 0..1."""
     offset: Annotated[list[Finite], Field(min_length=1)] | None = None

@@ -2,8 +2,9 @@
 
 Numbers in structs are float64, as in JSON. Vectors and raw outputs are fixed-size lists of the model's own type, in C
 order; the field's metadata has their ``shape``. Of a model for images of any size a raw output is a struct of its
-``shape`` and its ``data``. Masks and images are PNG files in a binary column. Where an input could
-not be read, ``error`` says why, and all other columns but the id are null.
+``shape`` and its ``data``. Masks and images are PNG files in a binary column, maps of numbers
+and masks of scans files of numpy. Where an input could not be read, ``error`` says why, and all other columns but the
+id are null.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ import pyarrow as pa
 from ..signature import Signature
 from ..tasks import classification
 from ..tasks.embedding import Embedding
+from ..tasks.maps import are_maps
 from ..tasks.raw import Raw
+from ..tasks.segmentation import is_volume
 from .shards import Id
 
 ID, ERROR, TRUNCATED = "id", "error", "truncated"
 _CLASS = (("label", pa.string()), ("index", pa.int32()))
 _PLACE = (("start", pa.int64()), ("end", pa.int64()))
+_FILES = ("png", "mask_png", "mask_npy", "values_npy")
+"""What is a file in base64 in the JSON."""
 _SIZE = (("width", pa.int32()), ("height", pa.int32()))
 
 
@@ -54,6 +59,10 @@ def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
             labels = _structs(*_CLASS, ("probability", pa.float64()))
             count = sum(each.size for each in signature.outputs)
             return [("labels", labels), ("threshold", pa.float64()), ("probabilities", pa.list_(pa.float64(), count))]
+        case "regression" if are_maps({each.name: each.result_shape for each in signature.outputs}):
+            numbers = (("min", pa.float64()), ("max", pa.float64()), ("mean", pa.float64()))
+            maps = _structs(("name", pa.string()), ("unit", pa.string()), *numbers)
+            return [*_SIZE, ("maps", maps), ("values_npy", pa.binary())]
         case "regression":
             return [("values", _structs(("name", pa.string()), ("value", pa.float64()), ("unit", pa.string())))]
         case "embedding":
@@ -70,6 +79,8 @@ def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
             return [("gaps", pa.list_(pa.list_(guess)))]
         case "segmentation":
             classes = _structs(*_CLASS, ("share", pa.float64()))
+            if is_volume(signature.outputs[0].result_shape, signature.outputs[0].dtype):
+                return [*_SIZE, ("depth", pa.int32()), ("classes", classes), ("mask_npy", pa.binary())]
             return [*_SIZE, ("classes", classes), ("mask_png", pa.binary())]
         case "detection":
             boxes = _structs(*_CLASS, ("score", pa.float64()), ("box", pa.list_(pa.float64())))
@@ -145,4 +156,4 @@ def _plain(result: Any, *, of_any_size: bool) -> dict[str, Any]:
     if isinstance(result, list):
         return {"top": classification.to_dicts(result)}
     found = result.to_dict()
-    return {name: base64.b64decode(value) if name in ("png", "mask_png") else value for name, value in found.items()}
+    return {name: base64.b64decode(value) if name in _FILES else value for name, value in found.items()}

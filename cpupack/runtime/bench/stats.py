@@ -105,10 +105,10 @@ def window_values(values: Floats, name: str, windows: int) -> list[float]:
 
 
 def interval_95(values: Sequence[float]) -> Interval:
-    """Return the 95 % confidence interval of the mean of 2 to 30 values, by Student's t."""
+    """Return the 95 % confidence interval of the mean of 2 to 30 rates, by Student's t. None is below 0."""
     mean = float(np.mean(values))
     half = _t95(len(values)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return mean - half, mean + half
+    return max(mean - half, 0.0), mean + half
 
 
 def repeat_interval_95(figure: float, windows: Sequence[float]) -> Interval:

@@ -44,6 +44,9 @@ def _multilabel(spec: TaskSpec, applied: str | None) -> Iterator[str]:
 
 
 def _regression(spec: TaskSpec, __: str | None) -> Iterator[str]:
+    if spec.maps:
+        yield "They are maps of numbers, one for each pixel. The Python runner's `predict` brings them to the size of"
+        yield "the image."
     if spec.scale or spec.offset:
         yield f"A value is output x scale + offset, with {_scaled(spec.scale, spec.offset)}."
     if spec.units:

@@ -184,7 +184,9 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
         "Named": _one_or_many("input", "inputs", tensor_schemas.sample(model)),
         **(_texts() if model.takes_text else {}),
         "Predictions": result_schemas.predictions(
-            model.kind, takes_text=model.takes_text, outputs=[each.name for each in model.outputs_facts]
+            model.runner.answers.spec,
+            takes_text=model.takes_text,
+            outputs=[each.name for each in model.outputs_facts],
         ),
         "InferRequest": _object(
             ("inputs",), id=text, parameters=_asked(), inputs=tensor_schemas.tensors(model),

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..plain import to_plain
 from ..tasks.spec import CLASSIFICATION, RAW
 from . import multipart
 from .model import ARRAY_FILE, IMAGE, NAMED, TEXTS, Data, ServedModel
@@ -88,9 +89,18 @@ def answer_format(model: ServedModel, top_k: int, items: npt.NDArray[Any] | Sequ
         else:
             found["outputs"] = _outputs(model, logits, items)
         found["timing_ms"] = _timing(Timing.of(request))
-        return json.dumps(found, separators=(",", ":"), allow_nan=False).encode("ascii")
+        return _written(found)
 
     return make
+
+
+def _written(found: dict[str, Any]) -> bytes:
+    """Return an answer as JSON, with null for what is infinite, as the command line has it."""
+    try:
+        text = json.dumps(found, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(to_plain(found), separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
 
 
 def _outputs(

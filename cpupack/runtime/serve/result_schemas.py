@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..tasks.spec import ANSWER, CLASSIFICATION, FILL, TOKENS
+from ..tasks.spec import ANSWER, CLASSIFICATION, FILL, TOKENS, TaskSpec
 
 _TEXT, _NUMBER, _WHOLE, _TRUTH = ({"type": name} for name in ("string", "number", "integer", "boolean"))
+_NUMBER_OR_NULL = {"type": ["number", "null"]}
+"""What a model may give as infinity, which JSON does not have."""
 _PNG = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
 
 
@@ -23,11 +25,24 @@ def list_of(items: dict[str, Any], count: int | None = None) -> dict[str, Any]:
 
 _PREDICTION = fields(label=_TEXT, index=_WHOLE, probability=_NUMBER)
 _SPAN = fields(label=_TEXT, score=_NUMBER, start=_WHOLE, end=_WHOLE, text=_TEXT, second=_TRUTH)
+_NPY = {"type": "string", "contentEncoding": "base64"}
+MAPS, VOLUME = "regression of maps", "segmentation of a scan"
 _SIZE = {"width": _WHOLE, "height": _WHOLE}
 _RESULTS = {
     CLASSIFICATION: fields(top=list_of(_PREDICTION)),
     "multilabel": fields(labels=list_of(_PREDICTION), threshold=_NUMBER, probabilities=list_of(_NUMBER)),
-    "regression": fields(values=list_of(fields(name=_TEXT, value=_NUMBER, unit=_TEXT))),
+    "regression": fields(values=list_of(fields(name=_TEXT, value=_NUMBER_OR_NULL, unit=_TEXT))),
+    VOLUME: fields(
+        **_SIZE,
+        depth=_WHOLE,
+        classes=list_of(fields(label=_TEXT, index=_WHOLE, share=_NUMBER)),
+        mask_npy=_NPY,
+    ),
+    MAPS: fields(
+        **_SIZE,
+        maps=list_of(fields(name=_TEXT, unit=_TEXT, min=_NUMBER, max=_NUMBER, mean=_NUMBER)),
+        values_npy=_NPY,
+    ),
     "embedding": fields(embedding=list_of(_NUMBER)),
     "segmentation": fields(**_SIZE, classes=list_of(fields(label=_TEXT, index=_WHOLE, share=_NUMBER)), mask_png=_PNG),
     "detection": fields(
@@ -35,7 +50,7 @@ _RESULTS = {
         detections=list_of(fields(label=_TEXT, index=_WHOLE, score=_NUMBER, box=list_of(_NUMBER, 4))),
     ),
     "keypoints": fields(
-        **_SIZE, points=list_of(fields(label=_TEXT, index=_WHOLE, x=_NUMBER, y=_NUMBER, score=_NUMBER))
+        **_SIZE, points=list_of(fields(label=_TEXT, index=_WHOLE, x=_NUMBER, y=_NUMBER, score=_NUMBER_OR_NULL))
     ),
     "image": fields(**_SIZE, png=_PNG),
     TOKENS: fields(entities=list_of(_SPAN), words=list_of(_SPAN)),
@@ -46,12 +61,13 @@ _OF_TEXT = {"tokens": _WHOLE, "truncated": _TRUTH}
 """Beside the result of a text, not of token ids that a client sends."""
 
 
-def predictions(kind: str, *, takes_text: bool, outputs: list[str]) -> dict[str, Any]:
+def predictions(task: TaskSpec, *, takes_text: bool, outputs: list[str]) -> dict[str, Any]:
     """Return the schema of an answer of ``/predict``: results of the task, or ``outputs`` by name for ``raw``."""
+    kind = task.kind
     timing = fields(queue=_NUMBER, prepare=_NUMBER, compute=_NUMBER, batch=_WHOLE)
     told: dict[str, Any] = {"model": _TEXT, "version": _TEXT}
     if kind in _RESULTS:
-        one = _RESULTS[kind]
+        one = _RESULTS[MAPS if task.maps else VOLUME if task.volume else kind]
         one = {**one, "properties": one["properties"] | (_OF_TEXT if takes_text else {}), "additionalProperties": False}
         told |= {"task": {"const": kind}, "predictions": list_of(one)}
     else:

@@ -134,7 +134,9 @@ class Answers:
         return found
 
     def drawing(self, result: Result | list[classification.Prediction], item: Any) -> Any:
-        """Return one result drawn over the image that it belongs to, as a PIL image; a picture is drawn by itself.
+        """Return one result drawn over the image that it belongs to, as a PIL image.
+
+        A picture and a map of numbers are drawn by themselves.
 
         Raises RunnerError.
         """
@@ -142,9 +144,9 @@ class Answers:
 
         from ..images.preprocess import upright_image
 
-        if isinstance(result, list) or self.spec.kind not in DRAWN:
-            raise RunnerError(f'kind "{self.spec.kind}" draws nothing; {", ".join(DRAWN)} do')
-        if self.spec.kind == IMAGE:
+        if isinstance(result, list) or not self.spec.draws:
+            raise RunnerError(draws_nothing(self.spec))
+        if self.spec.draws_alone:
             drawn = result.draw(Image.new("RGB", (1, 1)))
         else:
             image = None if self._image is None else self.image(item)
@@ -155,8 +157,12 @@ class Answers:
         return drawn
 
 
-DRAWN = ("segmentation", "detection", "keypoints", "image")
-"""The kinds whose results can be drawn."""
+def draws_nothing(spec: TaskSpec) -> str:
+    """Return what to say where a drawing is asked for, and results of the task have none."""
+    return (
+        f'kind "{spec.kind}" draws nothing; segmentation, detection, keypoints, image and maps of numbers of a '
+        "regression do"
+    )
 
 
 def task_of(manifest: Manifest) -> TaskSpec:

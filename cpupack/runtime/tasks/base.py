@@ -74,8 +74,11 @@ def are_heads(outputs: Shapes) -> bool:
 
 
 def head_names(outputs: Shapes) -> tuple[str, ...]:
-    """Return a name for each value of several heads: that of its output, with its number where that has several."""
-    sizes = {name: math.prod(shape) for name, shape in outputs.items()}
+    """Return a name for each value of several heads: that of its output, with its number where that has several.
+
+    Of a map of numbers ``(..., height, width)`` a value is a whole map.
+    """
+    sizes = {name: math.prod(shape if len(shape) < 2 else shape[:-2]) for name, shape in outputs.items()}
     return tuple(name if size == 1 else f"{name} {number}" for name, size in sizes.items() for number in range(size))
 
 

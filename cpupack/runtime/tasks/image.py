@@ -1,4 +1,4 @@
-"""Images as output: super-resolution, denoising, depth maps."""
+"""Images as output: super-resolution, denoising."""
 
 from __future__ import annotations
 

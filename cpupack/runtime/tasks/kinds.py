@@ -14,6 +14,7 @@ from ..text.tokenizer import Tokenizer
 from . import answer, detection, embedding, fill, image, keypoints, multilabel, raw, regression, segmentation, tokens
 from .base import Labels, Outputs, Presenter, Shapes, in_words, only
 from .decode import Anchors
+from .maps import are_maps, map_count
 from .spec import ANSWER, CLASSIFICATION, FILL, RAW, SETTINGS, TOKENS, TaskSpec
 
 
@@ -44,7 +45,7 @@ def _fill(model: Model) -> Presenter:
 
 _PRESENTERS: Mapping[str, Callable[[TaskSpec, Model], Presenter]] = {
     "multilabel": lambda spec, model: multilabel.MultilabelPresenter(spec, model.labels),
-    "regression": lambda spec, model: regression.RegressionPresenter(spec, model.labels),
+    "regression": lambda spec, model: regression.RegressionPresenter(spec, model.labels, model.input_size),
     "embedding": lambda spec, model: embedding.EmbeddingPresenter(),
     "segmentation": lambda spec, model: segmentation.SegmentationPresenter(spec, model.labels),
     "detection": lambda spec, model: detection.DetectionPresenter(spec, model.labels, model.input_size, model.anchors),
@@ -98,9 +99,11 @@ def label_count(spec: TaskSpec, outputs: Shapes) -> int | None:
     if spec.kind in _WITHOUT_LABELS:
         return None
     if spec.kind == "segmentation":
-        return segmentation.label_count(outputs)
+        return segmentation.label_count(outputs, spec)
     if spec.kind == "detection":
         return detection.label_count(outputs, spec)
+    if spec.kind == "regression" and are_maps(outputs):
+        return map_count(outputs)
     if spec.kind in ROWS:
         return sum(math.prod(shape) for shape in outputs.values())
     shape = only(outputs)

@@ -1,4 +1,4 @@
-"""Numbers with names and units."""
+"""Numbers with names and units: of the whole input, or of each pixel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from .base import Labels, Outputs, Shapes, are_heads, in_one_row, in_words, only
 from .frame import Frame
+from .maps import RegressionMaps, are_maps, map_names, maps_of, result_of
 from .spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -51,13 +52,27 @@ class Regression:
 
 @dataclass(frozen=True)
 class RegressionPresenter:
-    """Makes a ``Regression`` of one row, or of those of several heads: each value is output * scale + offset."""
+    """Makes a ``Regression`` of one row, or of those of several heads: each value is output * scale + offset.
+
+    Of maps of numbers it makes ``RegressionMaps``. ``input_size`` is width and height of the model's input.
+    """
 
     spec: TaskSpec
     labels: Labels
-    needs_frame: bool = False
+    input_size: tuple[int, int] = (1, 1)
 
-    def present(self, outputs: Outputs, frame: Frame | None) -> Regression:
+    @property
+    def needs_frame(self) -> bool:
+        return self.spec.maps
+
+    def present(self, outputs: Outputs, frame: Frame | None) -> Regression | RegressionMaps:
+        if self.spec.maps:
+            maps = maps_of(outputs, frame, self.spec.scale, self.spec.offset)
+            return result_of(maps, map_names(self.labels, len(maps)), self.spec.units)
+        return self.row(outputs)
+
+    def row(self, outputs: Outputs) -> Regression:
+        """Return the values of one row, or of those of several heads."""
         row = np.asarray(in_one_row(outputs), np.float64)
         scale = self.spec.scale or (1.0,) * len(row)
         offset = self.spec.offset or (0.0,) * len(row)
@@ -73,6 +88,9 @@ class RegressionPresenter:
 
 def misfit(outputs: Shapes) -> str | None:
     """Return which outputs the kind needs, None where it has them."""
-    if are_heads(outputs) or (len(outputs) == 1 and len(only(outputs)) <= 1):
+    if are_heads(outputs) or (len(outputs) == 1 and len(only(outputs)) <= 1) or are_maps(outputs):
         return None
-    return f"needs one output of shape (values,), or several; the model has {in_words(outputs)}"
+    return (
+        "needs one output of shape (values,), or several; or maps of numbers of one size, (height, width) or (values, "
+        f"height, width); the model has {in_words(outputs)}"
+    )

@@ -1,4 +1,7 @@
-"""A class for every pixel: the map in the size of the original image, and how much of it each class covers."""
+"""A class for every pixel: the map in the size of the original image, and how much of it each class covers.
+
+A scan has a class for every voxel of the model's output.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy.typing as npt
 
 from .base import Labels, Outputs, Shapes, in_words, label_of, only
 from .frame import Frame
+from .placing import Part
 from .scores import probabilities
 from .spec import TaskSpec
 
@@ -36,7 +40,8 @@ class ClassShare:
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """``mask`` is int32 ``(height, width)`` of the original image: a class for each pixel, -1 where the crop of the
-    preprocessing left none. ``shares`` lists the classes that occur, the largest first."""
+    preprocessing left none. Of a scan it is ``(depth, height, width)``. ``shares`` lists the classes that occur, the
+    largest first."""
 
     mask: npt.NDArray[np.int32]
     shares: tuple[ClassShare, ...]
@@ -55,27 +60,37 @@ class Segmentation:
         Image.fromarray(values).save(out, "PNG")
         return out.getvalue()
 
+    def npy(self) -> bytes:
+        """Return the mask as a file of numpy."""
+        out = io.BytesIO()
+        np.save(out, self.mask)
+        return out.getvalue()
+
     def to_dict(self) -> dict[str, Any]:
-        height, width = self.mask.shape
+        *depth, height, width = self.mask.shape
+        name, file = ("mask_npy", self.npy()) if depth else ("mask_png", self.png())
         return {
             "width": width,
             "height": height,
+            **({"depth": depth[0]} if depth else {}),
             "classes": [{"label": one.label, "index": one.index, "share": one.share} for one in self.shares],
-            "mask_png": base64.b64encode(self.png()).decode("ascii"),
+            name: base64.b64encode(file).decode("ascii"),
         }
 
     def text(self) -> str:
-        height, width = self.mask.shape
+        size = " x ".join(map(str, self.mask.shape[::-1]))
         rows = [f"  {one.share:7.2%}  {one.label}" for one in self.shares]
-        return "\n".join([f"  {width} x {height} pixels", *rows])
+        return "\n".join([f"  {size} {'pixels' if self.mask.ndim == 2 else 'voxels'}", *rows])
 
     def draw(self, image: Image.Image) -> Image.Image:
+        """Return the mask over the image with a legend; of a scan the slice in its middle."""
         from . import draw
 
-        if image.size != self.mask.shape[::-1]:
-            image = image.resize(self.mask.shape[::-1])
+        mask = self.mask if self.mask.ndim == 2 else self.mask[len(self.mask) // 2]
+        if image.size != mask.shape[::-1]:
+            image = image.resize(mask.shape[::-1])
         rows = [(one.index, one.label, f"{one.share:.1%}") for one in self.shares if one.index > 0]
-        return draw.legend(draw.blended(image, self.mask), rows)
+        return draw.legend(draw.blended(image, mask), rows)
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,8 @@ class SegmentationPresenter:
 
     One class alone, ``(1, height, width)``, is the probability of class 1 against class 0. A map ``(height, width)``
     of whole numbers holds classes already; floats with fractions or less than -1 among them, or where the build has
-    seen such (``squeezed``), are one class alone without its dimension.
+    seen such (``squeezed``), are one class alone without its dimension. A scan (``volume``) has scores
+    ``(classes, depth, height, width)``, or integers ``(depth, height, width)``, and no image that it lies in.
     """
 
     spec: TaskSpec
@@ -93,7 +109,7 @@ class SegmentationPresenter:
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Segmentation:
         scores = self._with_classes(np.asarray(only(outputs)))
-        classes = self.classes(scores) if frame is None else self._in_image(scores, frame)
+        classes = self.classes(scores) if frame is None or self.spec.volume else self._in_image(scores, frame)
         seen = classes[classes != UNSEEN]
         indices, counts = np.unique(seen, return_counts=True)
         order = np.argsort(-counts, kind="stable")
@@ -103,24 +119,26 @@ class SegmentationPresenter:
         return Segmentation(classes, shares)
 
     def classes(self, scores: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-        """Return the class of each pixel of the output, int32 ``(height, width)``."""
+        """Return the class of each pixel of the output, int32 ``(height, width)``, or of each voxel."""
         scores = self._with_classes(scores)
-        if scores.ndim == 2:
+        if scores.ndim == 2 or scores.dtype.kind != "f":
             return scores.round().astype(np.int32)
         if len(scores) == 1:
             return (probabilities(scores[0], self.spec.scores) >= self.spec.threshold).astype(np.int32)
         return np.asarray(scores.argmax(axis=0), np.int32)
 
-    def _with_classes(self, scores: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return scores of one class, ``(height, width)``, as ``(1, height, width)``, and anything else as it is.
+    def _with_classes(self, scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return scores of one class, ``(height, width)``, as ``(1, height, width)``, and others as they are: float32.
 
-        Integers and truth values are classes, and what is below 0 among them is none.
+        Integers and truth values are classes, and what is below 0 among them is none: int32. A dimension of one class
+        before them, as ``argmax(1, keepdim=True)`` leaves it, goes.
         """
+        if scores.dtype.kind != "f":
+            classes = np.maximum(scores.astype(np.int32), UNSEEN)
+            return classes[0] if classes.ndim == 3 and len(classes) == 1 and not self.spec.volume else classes
         floats = np.asarray(scores, np.float32)
         if scores.ndim != 2:
             return floats
-        if scores.dtype.kind != "f":
-            return np.maximum(floats, np.float32(UNSEEN))
         return floats[None] if self.spec.squeezed or holds_scores(floats) else floats
 
     def _label(self, index: int) -> str:
@@ -129,8 +147,7 @@ class SegmentationPresenter:
         return label_of(self.labels, index) if self.labels else f"class {index}"
 
     def _in_image(self, scores: npt.NDArray[np.float32], frame: Frame) -> npt.NDArray[np.int32]:
-        left, top, right, bottom = frame.seen()
-        part = _Part(frame, (left, top, right, bottom), scores.shape[-2:])
+        part = Part.of(frame, scores.shape[-2:])
         if scores.ndim == 2:
             found = part.nearest(self.classes(scores))
         elif len(scores) == 1:
@@ -138,50 +155,7 @@ class SegmentationPresenter:
             found = (smooth >= self.spec.threshold).astype(np.int32)
         else:
             found = _best(scores, part)
-        whole = np.full((frame.height, frame.width), UNSEEN, np.int32)
-        whole[top:bottom, left:right] = found
-        return whole
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The seen ``window`` of the original, and how a map of ``size`` (rows, columns) gets there."""
-
-    frame: Frame
-    window: tuple[int, int, int, int]
-    size: tuple[int, ...]
-
-    def smooth(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return a map of numbers, bilinear between the middles of its pixels."""
-        from PIL import Image
-
-        left, top, right, bottom = self.window
-        if self.size == (bottom - top, right - left) == (self.frame.input_height, self.frame.input_width):
-            return values
-        image = Image.fromarray(np.ascontiguousarray(values))
-        resized = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=self._box())
-        return np.asarray(resized, np.float32)
-
-    def nearest(self, classes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Return a map of classes, each pixel that of the nearest one."""
-        left, top, right, bottom = self.window
-        x0, y0, x1, y1 = self._box()
-        columns = x0 + (np.arange(right - left) + 0.5) * (x1 - x0) / (right - left)
-        rows = y0 + (np.arange(bottom - top) + 0.5) * (y1 - y0) / (bottom - top)
-        height, width = self.size
-        picked: npt.NDArray[np.int32] = classes[
-            rows.astype(int).clip(0, height - 1)[:, None], columns.astype(int).clip(0, width - 1)
-        ]
-        return picked
-
-    def _box(self) -> tuple[float, float, float, float]:
-        """Return the window in pixels of the map, not beyond its edges."""
-        left, top, right, bottom = self.window
-        corners = self.frame.to_input(np.array([[left, top], [right, bottom]], np.float64))
-        height, width = self.size
-        corners *= (width / self.frame.input_width, height / self.frame.input_height)
-        (x0, y0), (x1, y1) = corners.clip(0.0, (width, height))
-        return float(x0), float(y0), float(x1), float(y1)
+        return part.in_whole(found, UNSEEN)
 
 
 def holds_scores(maps: npt.NDArray[Any]) -> bool:
@@ -192,7 +166,7 @@ def holds_scores(maps: npt.NDArray[Any]) -> bool:
     return bool((maps != np.rint(maps)).any() or (maps < UNSEEN).any())
 
 
-def _best(scores: npt.NDArray[np.float32], part: _Part) -> npt.NDArray[np.int32]:
+def _best(scores: npt.NDArray[np.float32], part: Part) -> npt.NDArray[np.int32]:
     """Return the class with the largest interpolated score.
 
     Only classes that win some pixel of the output take part. Interpolating all of many classes to a large photo would
@@ -212,15 +186,22 @@ def _best(scores: npt.NDArray[np.float32], part: _Part) -> npt.NDArray[np.int32]
 
 def misfit(outputs: Shapes) -> str | None:
     """Return which outputs the kind needs, None where it has them."""
-    if len(outputs) == 1 and len(only(outputs)) in (2, 3):
+    if len(outputs) == 1 and len(only(outputs)) in (2, 3, 4):
         return None
     return (
         "needs one output of shape (classes, height, width), (1, height, width) for one class against the rest, or "
-        f"(height, width) of classes; the model has {in_words(outputs)}"
+        "(height, width) of classes, or of a scan (classes, depth, height, width); the model has "
+        f"{in_words(outputs)}"
     )
 
 
-def label_count(outputs: Shapes) -> int:
+def is_volume(shape: tuple[int, ...], dtype: str) -> bool:
+    """Return whether an output of a segmentation has voxels: scores of four dimensions, or classes of three."""
+    return len(shape) == 4 or (dtype != "float32" and len(shape) == 3 and shape[0] > 1)
+
+
+def label_count(outputs: Shapes, spec: TaskSpec) -> int:
     """Return how many labels the output has room for, 0 for any number."""
     shape = only(outputs)
-    return 0 if len(shape) == 2 else max(2, shape[0])
+    chosen = len(shape) == 2 or (spec.volume and len(shape) == 3)
+    return 0 if chosen else max(2, shape[0])

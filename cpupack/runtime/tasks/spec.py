@@ -40,6 +40,8 @@ COORDINATES = ("pixels", "normalized")
 AGGREGATIONS = ("first", "simple")
 LAST = "last"
 """Where the class that stands for nothing is, if it is not the first one."""
+_TOLD = ("squeezed", "maps", "volume")
+"""What is known of the outputs, and no setting of a recipe."""
 DEFAULTS: dict[tuple[str, str], Any] = {
     ("multilabel", "threshold"): 0.5,
     ("segmentation", "threshold"): 0.5,
@@ -62,7 +64,8 @@ class TaskSpec:
     ``aggregation`` says whether a word has the label of its first token, or each token one of its own.
     ``decoder`` names the arithmetic of a detector whose constants are in a file of the
     package, empty for outputs that are boxes already. ``squeezed`` says that the map ``(height, width)`` of a
-    segmentation is known to hold scores of one class, also where all of them are whole numbers.
+    segmentation is known to hold scores of one class, also where all of them are whole numbers. ``maps`` says that a
+    regression has a number for each pixel, ``volume`` that a segmentation has a class for each voxel of a scan.
     """
 
     kind: str
@@ -83,6 +86,8 @@ class TaskSpec:
     aggregation: str = "first"
     decoder: str = ""
     squeezed: bool = False
+    maps: bool = False
+    volume: bool = False
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -116,9 +121,19 @@ class TaskSpec:
         except (TypeError, ValueError) as error:
             raise IntegrityError(f"the task section is damaged: {error}") from error
 
+    @property
+    def draws(self) -> bool:
+        """Whether results can be drawn."""
+        return self.maps or self.kind in ("segmentation", "detection", "keypoints", IMAGE)
+
+    @property
+    def draws_alone(self) -> bool:
+        """Whether a drawing is the result itself, so that it needs no image to lie over."""
+        return self.maps or self.kind == IMAGE
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values of the settings that the kind has; ``from_dict`` reads them back."""
-        kept = {"kind", "decoder", *SETTINGS[self.kind], *(["squeezed"] if self.squeezed else [])}
+        kept = {"kind", "decoder", *SETTINGS[self.kind], *(name for name in _TOLD if getattr(self, name))}
         return {
             name: [list(each) if isinstance(each, tuple) else each for each in value]
             if isinstance(value, tuple)

@@ -126,6 +126,102 @@ def test_a_row_of_values_for_each_image(project: Path) -> None:
         read(project, "csv:v.csv", "python:m.py:f", ["age", "hight"])
 
 
+def test_json_lines_are_such_a_table(project: Path) -> None:
+    lines = '{"file": "b.png", "height": 1, "angles": [2, 3]}', '{"angles": [5, 6], "file": "a.png", "height": 4.5}'
+    (project / "v.jsonl").write_text("\n".join(lines) + "\n\n")
+    found = read(project, "jsonl:v.jsonl", "mae").targets
+    assert found is not None
+    assert found.tolist() == [[4.5, 5, 6], [1, 2, 3]]
+    ordered = read(project, "jsonl:v.jsonl", "mae", ["angles 0", "angles 1", "height"]).targets
+    assert ordered is not None
+    assert ordered.tolist() == [[5, 6, 4.5], [2, 3, 1]]
+    for text, words in (
+        ('{"file": "a.png", "x": "tall"}', 'line 1: "tall" in the column x is no finite number'),
+        ('{"file": "a.png", "x": NaN}', "line 1: .* in the column x is no finite number"),
+        ('{"file": "a.png", "x": 1}\n{"file": "b.png", "y": 1}', "line 2 has y, and the first line x"),
+        ('{"file": "a.png"}', 'line 1 is no object with "file" and values'),
+        ('{"image": "a.png", "x": 1}', 'line 1 is no object with "file" and values'),
+        ("a.png, 1", "line 1: no JSON"),
+        ("", "has no line"),
+        ('{"file": "a.png", "x": 1}', "has no row for b.png"),
+    ):
+        (project / "v.jsonl").write_text(text)
+        with pytest.raises(CalibrationError, match=words):
+            read(project, "jsonl:v.jsonl", "mae")
+
+
+def test_the_classes_of_embeddings_may_be_in_a_table(project: Path) -> None:
+    """Photos in one folder had no classes but those of folders."""
+    (project / "v.csv").write_text("file,who\nb.png,Ann\na.png, 7 \n")
+    (project / "v.jsonl").write_text('{"file": "b.png", "who": "Ann"}\n{"file": "a.png", "who": 7}\n')
+    for targets in ("csv:v.csv", "jsonl:v.jsonl"):
+        found = read(project, targets, "recall@1").targets
+        assert found is not None
+        assert found.tolist() == ["7", "Ann"]
+    (project / "v.csv").write_text("file,who,where\nb.png,Ann,x\na.png,Bob,y\n")
+    with pytest.raises(CalibrationError, match="has the columns who, where; recall@1 compares with one"):
+        read(project, "csv:v.csv", "recall@1")
+    (project / "v.csv").write_text("file,who\nb.png,Ann\na.png,\n")
+    with pytest.raises(CalibrationError, match='row 3: "" is no class'):
+        read(project, "csv:v.csv", "recall@1")
+
+
+def test_points_are_moved_with_the_image(project: Path) -> None:
+    (project / "v.csv").write_text("file,nose x,nose y,ear x,ear y\nb.png,10,5,,\na.png,7.5,10,1,1\n")
+    for labels in (["nose", "ear"], None):
+        found = read(project, "csv:v.csv", "distance", labels).targets
+        assert found is not None
+        # 20 x 10 becomes 16 x 8, and the crop begins at 4: x * 0.8 - 4, y * 0.8. The other ear is cut off.
+        np.testing.assert_allclose(found, [[[2, 8], [np.nan] * 2], [[4, 4], [np.nan] * 2]])
+    turned = read(project, "csv:v.csv", "distance", ["ear", "nose"]).targets
+    np.testing.assert_allclose(turned, found[:, ::-1])
+    (project / "v.jsonl").write_text('{"file": "a.png", "p": [6, 0]}\n{"file": "b.png", "p": [null, null]}')
+    lines = read(project, "jsonl:v.jsonl", "distance").targets
+    np.testing.assert_allclose(lines, [[[0.8, 0]], [[np.nan] * 2]])
+    with pytest.raises(CalibrationError, match=r"the points need chin x, chin y"):
+        read(project, "csv:v.csv", "distance", ["chin"])
+    (project / "v.csv").write_text("file,x,y,z\nb.png,1,2,3\na.png,1,2,3\n")
+    with pytest.raises(CalibrationError, match=r"has the columns x, y, z"):
+        read(project, "csv:v.csv", "distance")
+    (project / "v.csv").write_text("file,x,y\nb.png,1,2\na.png,1,here\n")
+    with pytest.raises(CalibrationError, match=r'"here" in the column y is no finite number'):
+        read(project, "csv:v.csv", "distance")
+
+
+def test_maps_of_numbers_are_moved_with_the_image(project: Path) -> None:
+    (project / "depth").mkdir()
+    across = np.tile(np.arange(20, dtype=np.float64), (10, 1))
+    across[:5] = np.nan
+    np.save(project / "depth" / "a.npy", across)
+    np.save(project / "depth" / "b.npy", np.ones((1, 10, 20), np.int16))
+    found = read(project, "maps:depth", "mae").targets
+    assert found is not None
+    assert (found.shape, found.dtype) == ((2, 1, 8, 8), np.float32)
+    # 20 x 10 becomes 16 x 8, and the crop begins at 4: the middle of column i is at (i + 4.5) * 1.25 of the image.
+    assert found[0, 0, -1].tolist() == [5, 6, 8, 9, 10, 11, 13, 14]
+    assert np.isnan(found[0, 0, :4]).all()
+    assert (found[1] == 1).all()
+    padded = read(project, "maps:depth", "mae", preprocess={"resize": [8, 8], "fit": "pad"}).targets
+    assert padded is not None
+    assert np.isnan(padded[1, 0, :, 0]).tolist() == [True] * 2 + [False] * 4 + [True] * 2
+    for wrong, words in (
+        (np.ones((20, 10)), "has maps of 10 x 20 numbers, and b.png has 20 x 10 pixels"),
+        (np.full((10, 20), np.inf), "has infinite numbers"),
+        (np.ones((2, 10, 20)), "has 2 maps, and that of a.png 1"),
+        (np.ones(3), "a map has numbers"),
+        (np.array([["a"]]), "a map has numbers"),
+    ):
+        np.save(project / "depth" / "b.npy", wrong)
+        with pytest.raises(CalibrationError, match=words):
+            read(project, "maps:depth", "mae")
+    (project / "depth" / "b.npy").write_bytes(b"no")
+    with pytest.raises(CalibrationError, match=r"b.npy cannot be read"):
+        read(project, "maps:depth", "mae")
+    (project / "depth" / "b.npy").unlink()
+    with pytest.raises(CalibrationError, match=r"b.npy does not exist"):
+        read(project, "maps:depth", "mae")
+
+
 @pytest.mark.parametrize(
     ("bbox", "words"),
     [

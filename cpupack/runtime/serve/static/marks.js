@@ -1,5 +1,5 @@
 "use strict";
-// Draws what a model found over the image that was sent: boxes, points, a class for each pixel, or the image it made.
+// Draws what a model found over the image that was sent: boxes, points, a class for each pixel; or the image that it made.
 
 const SHAPES = "http://www.w3.org/2000/svg";
 const NUMBERED = 20; // rows of the list, and marks with their number
@@ -78,6 +78,43 @@ async function colours(mask, text) {
   mask.hidden = false;
 }
 
+// As tasks/false_colours.py has them.
+const FROM_LEAST = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142], [31, 158, 137],
+  [53, 183, 121], [110, 206, 88], [181, 222, 43], [253, 231, 37]];
+const AROUND_ZERO = [[33, 102, 172], [67, 147, 195], [146, 197, 222], [209, 229, 240], [247, 247, 247],
+  [253, 219, 199], [244, 165, 130], [214, 96, 77], [178, 24, 43]];
+
+// A picture of the first map's numbers. An .npy file has the length of its header at byte 8, and then the numbers.
+function numbers(result) {
+  const file = Uint8Array.from(atob(result.values_npy), (letter) => letter.charCodeAt(0));
+  const begin = 10 + file[8] + 256 * file[9];
+  const values = new Float32Array(file.buffer.slice(begin, begin + 4 * result.width * result.height));
+  const sorted = values.filter(Number.isFinite).sort();
+  const numberAt = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
+  let [low, high] = [numberAt(0.01), numberAt(0.99)];
+  const around = low < 0 && high > 0;
+  if (around) [low, high] = [-Math.max(-low, high), Math.max(-low, high)];
+  const colours = around ? AROUND_ZERO : FROM_LEAST;
+  const table = Array.from({ length: 256 }, (_, step) => {
+    const place = (step / 255) * (colours.length - 1);
+    const below = Math.min(Math.floor(place), colours.length - 2);
+    return colours[below].map((one, channel) => Math.round(one + (colours[below + 1][channel] - one) * (place - below)));
+  });
+  const canvas = document.createElement("canvas");
+  canvas.width = result.width;
+  canvas.height = result.height;
+  const pen = canvas.getContext("2d");
+  const pixels = pen.createImageData(canvas.width, canvas.height);
+  for (let place = 0; place < values.length; place += 1) {
+    if (Number.isNaN(values[place])) continue; // the model never saw it
+    const share = high > low ? (Math.min(Math.max(values[place], low), high) - low) / (high - low) : 0.5;
+    pixels.data.set(table[Math.round(255 * share)], 4 * place);
+    pixels.data[4 * place + 3] = 255;
+  }
+  pen.putImageData(pixels, 0, 0);
+  return canvas.toDataURL();
+}
+
 async function mark(result) {
   const marks = at("marks"), mask = at("mask");
   mask.hidden = true;
@@ -89,6 +126,7 @@ async function mark(result) {
   if (result.detections) marks.append(...boxes(result.detections, size));
   if (result.points) marks.append(...joined(result.points), ...dots(result.points, size));
   if (result.mask_png) await colours(mask, result.mask_png);
+  if (result.values_npy) at("preview").src = numbers(result);
   if (result.png) at("preview").src = `data:image/png;base64,${result.png}`;
 }
 

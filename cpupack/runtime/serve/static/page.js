@@ -188,6 +188,7 @@ function rowsOf(result) {
   if (result.detections) return result.detections.map((one, place) => placed({ ...one, label: `${place + 1}. ${one.label}` }, `(${one.box.map(Math.round).join(", ")})`, one.score));
   if (result.points) return result.points.map((one) => row(one.label, 0, `score ${Number(one.score.toPrecision(4))}`, { detail: `(${Math.round(one.x)}, ${Math.round(one.y)})`, index: one.index })); // of a heat map: no share of 1
   if (result.values) return result.values.map((one) => row(one.name, 0, `${one.value.toPrecision(5)} ${one.unit}`));
+  if (result.maps) return result.maps.map((one) => row(one.name, 0, `${one.min.toPrecision(4)} to ${one.max.toPrecision(4)} ${one.unit}`));
   if (result.embedding) return [row("embedding", 0, `${result.embedding.length} dimensions`)];
   if (result.entities) return result.entities.map((one) => row(one.label, one.score, undefined, { detail: `${one.text} (${one.start}-${one.end})` }));
   if (result.gaps) return result.gaps.flatMap((gap, place) => gap.map((one) => row(one.token, one.score, undefined, { detail: result.gaps.length > 1 ? `gap ${place + 1}` : "" })));
