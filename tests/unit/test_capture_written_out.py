@@ -72,6 +72,7 @@ FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
     "powers of constants": lambda net, x: torch.pow(net.low.abs() + 0.5, net.a(x)),
     "rows at places of each head": lambda net, x: at_rows_of_heads(net, x, put=False),
     "rows put at places of each head": lambda net, x: at_rows_of_heads(net, x, put=True),
+    "masks of heads": lambda net, x: masked_in_heads(net, x),
     "truth values for each sample": lambda net, x: net.a(x) * torch.cat(
         [torch.ones(len(x), 1, 8, 8, dtype=torch.bool), net.b(x)[:, 1:] > -9.0], 1
     ),
@@ -101,6 +102,13 @@ def at_rows_of_heads(net: Net, x: torch.Tensor, put: bool) -> torch.Tensor:
     whole = rows.mean(2, keepdim=True).expand(-1, -1, 8, -1).clone()
     whole[samples, heads, best, :] = taken * 2.0
     return whole
+
+
+def masked_in_heads(net: Net, x: torch.Tensor) -> torch.Tensor:
+    """Mask2Former: masks of all heads of all samples as one batch, none of which hides a whole row."""
+    rows = net.a(x).flatten(2).unsqueeze(1).repeat(1, 2, 1, 1).flatten(0, 1)
+    mask = (rows < 0.0) & ~(rows < 0.0).all(-1, keepdim=True) | (rows > 9.0)
+    return rows.masked_fill(mask, 0.0).unflatten(0, (-1, 2)).sum(1)
 
 
 def net_of(name: str) -> Net:
