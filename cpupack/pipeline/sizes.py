@@ -315,7 +315,7 @@ def _answers(prepared: Prepared, own: Recipe, size: Size, count: int) -> tuple[_
     batch = some.tensor(slice(None))
     try:
         with torch.inference_mode():
-            values = model.module(batch.clone()).numpy()
+            values = model.module(batch.clone(memory_format=torch.contiguous_format)).numpy()
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise QuantizationError(
             f"[sizes]: the model fails for inputs of {prepared.model.sizes.size_text(size)}: {describe_failure(error)}",
