@@ -73,6 +73,7 @@ FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
     "rows at places of each head": lambda net, x: at_rows_of_heads(net, x, put=False),
     "rows put at places of each head": lambda net, x: at_rows_of_heads(net, x, put=True),
     "masks of heads": lambda net, x: masked_in_heads(net, x),
+    "a distribution of classes": lambda net, x: torch.distributions.Categorical(logits=net.a(x).mean((2, 3))).probs,
     "truth values for each sample": lambda net, x: net.a(x) * torch.cat(
         [torch.ones(len(x), 1, 8, 8, dtype=torch.bool), net.b(x)[:, 1:] > -9.0], 1
     ),
