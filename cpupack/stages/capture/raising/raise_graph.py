@@ -110,9 +110,10 @@ def raise_graph(exported: Exported) -> fx.GraphModule:
 
 def _raise(r: Raiser, node: fx.Node) -> None:
     if isinstance(node.target, OpOverload):
-        node.target = _SPECIAL.get(node.target._opname, node.target)
-        if (name := _OPERATORS.get(node.target._opname)) is not None:
-            node.target = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
+        target = _SPECIAL.get(node.target._opname, node.target)
+        if (name := _OPERATORS.get(target._opname)) is not None:
+            target = getattr(getattr(torch.ops.aten, name), target._overloadname)
+        node.target = target
     if all(each in r.known for each in node.all_input_nodes) and not _is_random(node):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.known.__getitem__)
         r.known[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # a function
