@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -9,6 +11,24 @@ from torch import nn
 def batch_channels_last(batch: torch.Tensor) -> torch.Tensor:
     """Return a 4-D batch in channels_last. Tensors of other ranks have no such layout and are returned unchanged."""
     return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+
+
+def strictly_channels_last(batch: torch.Tensor) -> torch.Tensor:
+    """Return a 4-D batch with the steps of channels_last also where it has one channel, as decoded images have them.
+
+    To torch such a batch is in both layouts, and its steps say which one a convolution answers in.
+    """
+    if batch.ndim != 4:
+        return batch
+    n, channels, height, width = batch.shape
+    steps = (channels * height * width, 1, channels * width, channels)
+    return batch_channels_last(batch).as_strided((n, channels, height, width), steps)
+
+
+def strictly_contiguous(batch: torch.Tensor) -> torch.Tensor:
+    """Return a batch with the steps of contiguous tensors also where it has one channel: ``x.view`` looks at them."""
+    steps = [math.prod(batch.shape[place + 1 :]) for place in range(batch.ndim)]
+    return batch if list(batch.stride()) == steps else batch.clone(memory_format=torch.contiguous_format)
 
 
 def weights_channels_last(module: nn.Module) -> nn.Module:

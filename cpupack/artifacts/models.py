@@ -14,7 +14,7 @@ import torch.fx
 
 from cpupack.accuracy import FloatArray
 from cpupack.artifacts.reports import LayerFact, LayerSaturation
-from cpupack.layout import batch_channels_last, weights_channels_last
+from cpupack.layout import batch_channels_last, strictly_contiguous, weights_channels_last
 from cpupack.metric import Metric
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.open_sizes import OpenSizes
@@ -138,7 +138,7 @@ class FloatModel:
 
     def fast_batch(self, batch: torch.Tensor) -> torch.Tensor:
         """Return a batch in the layout in which ``fast_module`` takes it."""
-        return batch_channels_last(batch) if self.channels_last else batch.contiguous()
+        return batch_channels_last(batch) if self.channels_last else strictly_contiguous(batch)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cpupack.errors import CpupackError, ModelError
-from cpupack.layout import batch_channels_last, weights_channels_last
+from cpupack.layout import strictly_channels_last, weights_channels_last
 from cpupack.model.layers import Whereabouts, watched
 from cpupack.model.one_row import blank
 from cpupack.model.user_code import describe_failure, hint_of_nothing
@@ -56,7 +56,7 @@ def runs_channels_last(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> boo
     weights_channels_last(module)
     try:
         with torch.no_grad():
-            module(batch_channels_last(blank(inputs, _BATCH)))
+            module(strictly_channels_last(blank(inputs, _BATCH)))
     except RuntimeError:  # nothing but the layout differs from the run before
         return False
     finally:

@@ -64,7 +64,7 @@ def answers_at(prepared: Prepared, own: Recipe, size: Size, count: int) -> tuple
         model = dataclasses.replace(model, module=model.module.with_inputs(inputs).eval())
     batch = some.tensor(slice(None))
     try:
-        answer, cost = counted(model.module, batch.clone())
+        answer, cost = counted(model.module, batch.clone(memory_format=torch.contiguous_format))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise QuantizationError(
             f"[sizes]: the model fails for inputs of {sizes.size_text(size)}: {describe_failure(error)}",

@@ -106,7 +106,7 @@ class _Contiguous(nn.Module):
         self.module = module
 
     def forward(self, x: torch.Tensor) -> Any:
-        return self.module(x.contiguous())
+        return self.module(x.clone(memory_format=torch.contiguous_format))
 
 
 def script_float(model: FloatModel, path: Path, sample: torch.Tensor | None = None) -> Path:

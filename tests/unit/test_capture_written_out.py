@@ -62,6 +62,18 @@ FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
     "einsum of a diagonal": lambda net, x: torch.einsum("bcii,bcij->bcj", net.a(x), net.b(x)),
     "einsum of a trace": lambda net, x: torch.einsum("bcii->bc", net.a(x)),
     "a distribution": lambda net, x: torch.distributions.Normal(net.a(x), net.b(x).exp()).log_prob(net.a(x) + 1.0),
+    "as_strided, chunks that overlap": lambda net, x: net.a(x).contiguous().as_strided(
+        (len(x), 4, 3, 4, 8), (256, 64, 16, 8, 1)
+    ).mean(2),
+    "as_strided of turned values": lambda net, x: net.a(x).contiguous().transpose(1, 3).as_strided(
+        (len(x), 7, 64), (256, 32, 1)
+    ),
+    "a power of a number": lambda net, x: 3.0 ** net.a(x),
+    "powers of constants": lambda net, x: torch.pow(net.low.abs() + 0.5, net.a(x)),
+    "rows at places of each head": lambda net, x: at_rows_of_heads(net, x, put=False),
+    "rows put at places of each head": lambda net, x: at_rows_of_heads(net, x, put=True),
+    "masks of heads": lambda net, x: masked_in_heads(net, x),
+    "a distribution of classes": lambda net, x: torch.distributions.Categorical(logits=net.a(x).mean((2, 3))).probs,
     "truth values for each sample": lambda net, x: net.a(x) * torch.cat(
         [torch.ones(len(x), 1, 8, 8, dtype=torch.bool), net.b(x)[:, 1:] > -9.0], 1
     ),
@@ -78,6 +90,26 @@ FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
         net.b(x), net.low.abs().flatten() / 20, torch.tensor([0, 2, -3, 0]).int(), 1, -80, 80
     ),
 }  # fmt: skip
+
+
+def at_rows_of_heads(net: Net, x: torch.Tensor, put: bool) -> torch.Tensor:
+    """Informer: rows at places that each head has of its own, and what is computed of them put back there."""
+    rows = net.a(x)
+    samples, heads = torch.arange(len(rows))[:, None, None], torch.arange(4)[None, :, None]
+    best = (x[:, :1].amax(-1) * torch.tensor([1.0, -1.0, 2.0, -3.0])[:, None]).topk(3)[1]
+    taken = rows[samples, heads, best]
+    if not put:
+        return taken
+    whole = rows.mean(2, keepdim=True).expand(-1, -1, 8, -1).clone()
+    whole[samples, heads, best, :] = taken * 2.0
+    return whole
+
+
+def masked_in_heads(net: Net, x: torch.Tensor) -> torch.Tensor:
+    """Mask2Former: masks of all heads of all samples as one batch, none of which hides a whole row."""
+    rows = net.a(x).flatten(2).unsqueeze(1).repeat(1, 2, 1, 1).flatten(0, 1)
+    mask = (rows < 0.0) & ~(rows < 0.0).all(-1, keepdim=True) | (rows > 9.0)
+    return rows.masked_fill(mask, 0.0).unflatten(0, (-1, 2)).sum(1)
 
 
 def net_of(name: str) -> Net:

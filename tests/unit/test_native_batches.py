@@ -91,6 +91,17 @@ def borders(graph: fx.Graph, x: fx.Node) -> fx.Node:
     return graph.call_function(torch.permute, (wider, (1, 0, 2)))
 
 
+def batch_in_columns(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """Diffusion over a graph (DCRNN): channels are rows, and the tokens of all samples columns."""
+    weight = graph.get_attr("1.weight")
+    columns = graph.call_function(torch.reshape, (graph.call_function(torch.permute, (x, (1, 2, 0))), (CHANNELS, -1)))
+    mixed = graph.call_function(torch.matmul, (weight, columns))
+    both = graph.call_function(torch.cat, ([graph.call_function(torch.mul, (mixed, 2.0)), columns], 0))
+    rows = graph.call_function(torch.reshape, (both, (2, TOKENS, CHANNELS, -1)))
+    turned = graph.call_function(torch.permute, (rows, (3, 0, 1, 2)))
+    return graph.call_function(torch.sum, (turned, (1,), False))
+
+
 def unknown(graph: fx.Graph, x: fx.Node) -> fx.Node:
     """A call that may do anything reads the windows as the model has them."""
     cut = graph.call_module("1", (graph.call_function(torch.reshape, (x, (-1, 3, CHANNELS))),))
@@ -122,6 +133,7 @@ def along_a_dimension(graph: fx.Graph, x: fx.Node) -> fx.Node:
         filtered,
         borders,
         along_a_dimension,
+        batch_in_columns,
         unknown,
     ],
 )

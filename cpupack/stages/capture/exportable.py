@@ -40,6 +40,7 @@ def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
             _with_modules_that_stay,
             _without_checked_distributions,
             _without_gradients,
+            _without_grad_modes,
             quick_recurrences,
         ):
             stack.enter_context(each())
@@ -263,6 +264,22 @@ def _without_gradients() -> Iterator[None]:
         raise GradientError("forward computes a gradient, whose layers no exported graph has")
 
     with _replaced(torch.autograd, "_engine_run_backward", refused):  # what all ways to a gradient call
+        yield
+
+
+@contextmanager
+def _without_grad_modes() -> Iterator[None]:
+    """Have ``torch.enable_grad()`` do nothing, which changes no value.
+
+    torch.export would keep what is inside apart, in a graph of its own. ``torch.distributions`` compute their
+    parameters so: ``Categorical(logits=x).probs``.
+    """
+    kind: Any = torch.enable_grad
+
+    def nothing(*_: object) -> None:
+        return None
+
+    with _replaced(kind, "__enter__", nothing), _replaced(kind, "__exit__", nothing):
         yield
 
 

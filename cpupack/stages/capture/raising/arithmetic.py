@@ -115,10 +115,12 @@ def _negate(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 def _power(r: Raiser, a: dict[str, Any]) -> fx.Node:
     _float_result(r)
+    if r.is_known(a["self"]):
+        return _of_base(r, a)
     exponent = _constant(r, a["exponent"])
     if isinstance(exponent, torch.Tensor) and exponent.numel() == 1 and exponent.ndim <= len(r.shape()):
         exponent = float(exponent)  # a parameter of one value, as pooling by a generalized mean has
-    if isinstance(exponent, torch.Tensor) or r.is_known(a["self"]):
+    if isinstance(exponent, torch.Tensor):
         raise NotRaised
     x = r.activation(a["self"])
     if exponent == 1:
@@ -130,6 +132,15 @@ def _power(r: Raiser, a: dict[str, Any]) -> fx.Node:
     if exponent == -1:
         return r.call(torch.reciprocal, x)
     return r.call(torch.pow, x, exponent)
+
+
+def _of_base(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``3.0**x`` and ``base**x`` of constants above zero: the exponential of a product with their logarithms."""
+    base = torch.as_tensor(r.constant(a["self"])).double()
+    if not r.is_float(a["exponent"]) or not bool(((base > 0) & base.isfinite()).all()):
+        raise NotRaised
+    rate = _operand(r, _plain(base.log().float()), _name(r, a["self"]))
+    return r.call(torch.exp, r.call(torch.mul, r.activation(a["exponent"]), rate))
 
 
 def _square(r: Raiser, a: dict[str, Any]) -> fx.Node:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from cpupack.stages.capture.raising import shapes
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, name_of
 
 
@@ -146,7 +147,43 @@ def _written_over(r: Raiser, a: dict[str, Any]) -> fx.Node:
         return r.call(torch.full_like, r.operand(a["self"]), int(number) if isinstance(number, bool) else number)
 
 
+def _strided(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``x.as_strided(size, stride)`` that steps through the values of each sample: a choice at constant places."""
+    source = a["self"]
+    shape, moves, sizes = r.shape(source), r.dynamic(source), r.shape()
+    value = source.meta["val"]
+    steps, ways = ([_number(each) for each in given] for given in (value.stride(), a["stride"]))
+    order = sorted(range(1, len(shape)), key=lambda dim: (-steps[dim], dim))  # as the values lie in memory
+    size = 1
+    for dim in reversed(order):
+        if shape[dim] != 1 and steps[dim] != size:
+            raise NotRaised  # there are others between the values
+        size *= shape[dim]
+    first = value.storage_offset()
+    last = sum((count - 1) * way for count, way in zip(sizes[1:], ways[1:], strict=True))
+    by_sample = moves == (True, *[False] * (len(shape) - 1)) and r.dynamic() == (True, *[False] * (len(sizes) - 1))
+    if (
+        not by_sample
+        or r.node.meta["val"].shape[0].node.expr != value.shape[0].node.expr
+        or not (steps[0] == ways[0] == size > last)
+        or a["storage_offset"] not in {None, first}
+    ):
+        raise NotRaised  # it steps from one sample to the next, or through what is not the tensor's own
+    x = shapes.permuted(r, r.activation(source), [0, *order])
+    places = torch.arange(size).as_strided(sizes[1:], ways[1:])
+    flat = r.call(torch.reshape, x, (-1, size))
+    return r.call(torch.ops.aten.index.Tensor, flat, [None, r.attribute(places, "places")], word="as_strided")
+
+
+def _number(step: object) -> int:
+    """Return a step that is a number, whatever the batch is."""
+    if not isinstance(step, int):
+        raise NotRaised
+    return step
+
+
 HANDLERS: dict[str, Any] = {
+    "as_strided": _strided,
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     "repeat": _repeat,
     "repeat_interleave": _repeat_each,

@@ -7,7 +7,7 @@ Point clouds and graphs pick rows of each sample: ``x[torch.arange(len(x))[:, No
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ def index(otherwise: Handler) -> Handler:
 
     def handler(r: Raiser, a: dict[str, Any]) -> Any:
         given = a["indices"]
+        if (axis := axis_of_places(r, a["self"], given)) > 1:
+            return _rows(r, a["self"], r.activation(a["self"]), given[-1], wraps=True, axis=axis)
         if any(each is None or r.is_known(each) for each in given):
             return otherwise(r, a)
         if len(given) == 2 and counts_samples(_unrepeated(given[0], given[1])):
@@ -51,22 +53,58 @@ def _unrepeated(samples: fx.Node, places: fx.Node) -> fx.Node:
     return source if alike and all(size == 1 for size in one.shape[1:]) else samples
 
 
-def _rows(r: Raiser, source: fx.Node, x: fx.Node, places: fx.Node, *, wraps: bool) -> fx.Node:
-    """Return rows of each sample ``(n, size, ...)``, those at ``places`` ``(n, ...)``, as the current call does."""
-    shape, moves = r.shape(source), r.dynamic(source)
+def axis_of_places(r: Raiser, source: Any, given: Sequence[Any]) -> int:
+    """Return the dimension along which each group of rows of each sample has computed places of its own, or 0.
+
+    ``x[torch.arange(len(x))[:, None, None], torch.arange(heads)[:, None], places]`` is what it looks for, as Informer
+    picks queries of each head.
+    """
+    places, axis = given[-1], len(given) - 1
+    if axis < 2 or any(each is None for each in given) or r.is_known(places) or r.is_known(given[0]):
+        return 0
+    own, shape = r.shape(places), r.shape(source)
+    alone = r.dynamic(places) == (True, *[False] * (len(own) - 1)) and len(own) > axis
+    if not alone or not counts_samples(given[0]) or len(r.shape(given[0])) != len(own):
+        return 0
+    for dim, each in enumerate(given[1:-1], 1):
+        if not r.is_known(each) or own[dim] != shape[dim]:
+            return 0
+        numbers = torch.arange(shape[dim]).reshape([-1 if at == dim else 1 for at in range(len(own))])
+        held = r.tensor(each)
+        if held is None or held.ndim > len(own) or not torch.equal(held.reshape(_ones(own, held)), numbers):
+            return 0
+    return axis
+
+
+def _ones(own: tuple[int, ...], held: torch.Tensor) -> tuple[int, ...]:
+    return (*[1] * (len(own) - held.ndim), *held.shape)
+
+
+def _rows(r: Raiser, source: fx.Node, x: fx.Node, places: fx.Node, *, wraps: bool, axis: int = 1) -> fx.Node:
+    """Return rows of each sample ``(n, size, ...)``, those at ``places`` ``(n, ...)``, as the current call does.
+
+    With ``axis``, the dimensions before it are groups that have rows and places of their own.
+    """
+    at = places_along(r, source, places, axis, wraps=wraps)
+    found = r.call(_ATEN.gather.default, x, axis, at, word="gather")
+    return r.call(torch.reshape, found, (-1, *r.shape()[1:]), word="gather")
+
+
+def places_along(r: Raiser, source: fx.Node, places: fx.Node, axis: int, *, wraps: bool) -> fx.Node:
+    """Return the places of rows along a dimension as ``gather`` and ``scatter`` take them: one for each value."""
+    shape, moves, own = r.shape(source), r.dynamic(source), r.shape(places)
     if not moves[0] or any(moves[1:]) or places.meta["val"].dtype not in (torch.int64, torch.int32):
         raise NotRaised
-    at, count = r.activation(places), math.prod(r.shape(places)[1:])
+    at, count = r.activation(places), math.prod(own[axis:])
     if wraps:  # as torch does, negative places count from the end
         below = r.call(_ATEN.lt.Scalar, at, 0, word="negative")
-        at = r.call(_ATEN.where.self, below, r.call(_ATEN.add.Tensor, at, shape[1], word="place"), at)
+        at = r.call(_ATEN.where.self, below, r.call(_ATEN.add.Tensor, at, shape[axis], word="place"), at)
     if places.meta["val"].dtype != torch.int64:
         at = r.call(_ATEN._to_copy.default, at, dtype=torch.int64, word="place")
-    at = r.call(torch.reshape, at, (-1, count, *[1] * (len(shape) - 2)), word="place")
-    if len(shape) > 2:
-        at = r.call(_ATEN.expand.default, at, [-1, count, *shape[2:]], word="place")
-    found = r.call(_ATEN.gather.default, x, 1, at, word="gather")
-    return r.call(torch.reshape, found, (-1, *r.shape()[1:]), word="gather")
+    at = r.call(torch.reshape, at, (-1, *shape[1:axis], count, *[1] * (len(shape) - axis - 1)), word="place")
+    if len(shape) > axis + 1:
+        at = r.call(_ATEN.expand.default, at, [-1, *shape[1:axis], count, *shape[axis + 1 :]], word="place")
+    return at
 
 
 def _through_batch(r: Raiser, joined: fx.Node, places: fx.Node) -> tuple[fx.Node, fx.Node] | None:

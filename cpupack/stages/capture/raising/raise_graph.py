@@ -53,6 +53,8 @@ _SPECIAL = {
     )
 }  # fmt: skip
 """Names of ``torch.special`` for functions that have another one."""
+_OPERATORS = {"__and__": "bitwise_and", "__or__": "bitwise_or", "__xor__": "bitwise_xor"}
+"""Python's operators for functions of torch: of the operators torch does not say that they go value by value."""
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
     **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **laid_out.HANDLERS, **shapes.HANDLERS,
@@ -108,7 +110,10 @@ def raise_graph(exported: Exported) -> fx.GraphModule:
 
 def _raise(r: Raiser, node: fx.Node) -> None:
     if isinstance(node.target, OpOverload):
-        node.target = _SPECIAL.get(node.target._opname, node.target)
+        target = _SPECIAL.get(node.target._opname, node.target)
+        if (name := _OPERATORS.get(target._opname)) is not None:
+            target = getattr(getattr(torch.ops.aten, name), target._overloadname)
+        node.target = target
     if all(each in r.known for each in node.all_input_nodes) and not _is_random(node):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.known.__getitem__)
         r.known[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # a function

@@ -27,6 +27,7 @@ from cpupack.stages.quantize.native.moved_calls import (
     expand_moved,
     goes_along_moved,
     moved_axis,
+    multiplies_columns,
     reduce_moved,
     reduces,
     works_moved,
@@ -205,7 +206,7 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
             forms.moved[node] = after
         return
     computes = node.op != "output" and batch is not None and batch[:2] == read[:2]
-    if computes and works_moved(graph, node, forms.moved, read):
+    if computes and (works_moved(graph, node, forms.moved, read) or multiplies_columns(graph, node, forms.moved, read)):
         forms.given[node] = forms.moved[node] = read
         return
     several = node not in forms.given  # results, each of which has the batch

@@ -11,6 +11,7 @@ from torch import fx
 from cpupack.graph.tags import LARGEST
 from cpupack.runtime.tensor_spec import LARGEST_EXACT
 from cpupack.stages.quantize.native.builder import Builder
+from cpupack.stages.quantize.native.float_bounds import interval_of
 from cpupack.stages.quantize.native.walks import Fixed
 
 _ATEN = torch.ops.aten
@@ -40,6 +41,10 @@ def largest_of(b: Builder, value: Any) -> float:
         return float(held.abs().max()) if held.numel() else 0.0
     if value.meta.get("dtype") is torch.bool:
         return 1.0
+    if value not in b.magnitudes and value.meta.get("dtype") is torch.float32:
+        ends = interval_of(b, value)
+        # Steps of INT8 may go a little beyond the ends.
+        return min(max(abs(each) for each in ends) * 1.01 + 1.0, float(LARGEST_EXACT))
     return b.magnitudes.get(value, float(LARGEST_EXACT))
 
 

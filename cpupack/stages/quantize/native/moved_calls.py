@@ -181,6 +181,26 @@ def goes_along_moved(node: fx.Node, moved: dict[fx.Node, Batch], batch: Batch) -
     return True
 
 
+def multiplies_columns(graph: fx.GraphModule, node: fx.Node, moved: dict[fx.Node, Batch], batch: Batch) -> bool:
+    """Have ``table @ x`` be ``x @ table.T`` where the batch is in the columns of ``x``; False for another call.
+
+    Diffusion over a graph is written so: ``support @ x.permute(1, 2, 0).reshape(nodes, channels * batch)``.
+    """
+    if node.target is not torch.matmul or node.kwargs or len(node.args) != 2:
+        return False
+    table, x = node.args
+    if not isinstance(table, fx.Node) or not isinstance(x, fx.Node) or table.op != "get_attr" or moved.get(x) != batch:
+        return False
+    value, rank = _tensor(graph, table), x.meta.get("rank")
+    if value.ndim != 2 or rank is None or rank < 2 or batch.axis != rank - 1:
+        return False
+    name = f"{node.name}_turned"
+    graph.register_buffer(name, value.detach().t().contiguous())
+    with graph.graph.inserting_before(node):
+        node.args = (x, graph.graph.get_attr(name))
+    return True
+
+
 def expand_moved(graph: fx.GraphModule, node: fx.Node, batch: Batch, shapes: dict[fx.Node, tuple[int, ...]]) -> bool:
     """Have an expansion of a tensor that has the batch in front repeat it after the batch; False for another call.
 
