@@ -20,23 +20,32 @@ _RESULTS: dict[str, Interval] = {
     "cos": (-1.0, 1.0), "sign": (-1.0, 1.0), "softsign": (-1.0, 1.0),
 }  # fmt: skip
 _KEEP = frozenset({"expand", "amax", "amin", "mean", "reshape"})
+_CUT = frozenset({"clamp", "hardtanh", "relu6", "relu"})
 _ROUND = frozenset({"floor", "ceil", "trunc", "round", "fix"})
 _AT_LEAST = frozenset({"ge", "gt"})
+_ARITHMETIC = frozenset({"add", "sub", "div", "mul"})
+_FURTHEST = 64
+"""Calls before a value that are looked at, one after the other: beyond them it may be any number."""
 
 
-def interval_of(b: Builder, value: Any, known: dict[fx.Node, Interval] | None = None) -> Interval:
-    """Return the least and the largest number that a value may be, as far as it is known."""
+def interval_of(
+    b: Builder, value: Any, known: dict[fx.Node, Interval] | None = None, left: int = _FURTHEST
+) -> Interval:
+    """Return the least and the largest number that a value may be, as far as it is known.
+
+    ``left`` says how many calls before it are looked at.
+    """
     if isinstance(value, int | float):
         return float(value), float(value)
-    if not isinstance(value, fx.Node):
+    if not isinstance(value, fx.Node) or not left:
         return ANY
     known = {} if known is None else known
     if value not in known:
-        known[value] = _of_call(b, value, known)
+        known[value] = _of_call(b, value, known, left - 1)
     return known[value]
 
 
-def _of_call(b: Builder, node: fx.Node, known: dict[fx.Node, Interval]) -> Interval:
+def _of_call(b: Builder, node: fx.Node, known: dict[fx.Node, Interval], left: int) -> Interval:
     held = b.calls.constant(node)
     if held is not None:
         return (float(held.min()), float(held.max())) if held.numel() and not held.is_complex() else ANY
@@ -45,17 +54,18 @@ def _of_call(b: Builder, node: fx.Node, known: dict[fx.Node, Interval]) -> Inter
     name = b.calls.kind(node).partition(".")[0].lower()
     if name in _RESULTS:
         return _RESULTS[name]
-    args = [interval_of(b, each, known) for each in node.args[:3]]
-    if name in _KEEP or b.calls.rearranges(node):
-        return args[0]
-    if name in _ROUND:
-        return args[0][0] - 1.0, args[0][1] + 1.0
-    if name in ("clamp", "hardtanh", "relu6", "relu"):
-        low, high = _ends(b, node, name)
-        return min(max(args[0][0], low), high), max(min(args[0][1], high), low)
-    if name == "where":
-        return _of_choice(b, node, args)
-    return _of_arithmetic(name, args) if len(node.args) == 2 and not node.kwargs else ANY
+    if name in _KEEP or name in _ROUND or name in _CUT or b.calls.rearranges(node):
+        low, high = interval_of(b, node.args[0], known, left)
+        if name in _ROUND:
+            return low - 1.0, high + 1.0
+        if name in _CUT:
+            least, most = _ends(b, node, name)
+            return min(max(low, least), most), max(min(high, most), least)
+        return (low, high) if name in _KEEP else (min(low, 0.0), max(high, 0.0))  # unfold fills with zeros
+    if name != "where" and (name not in _ARITHMETIC or len(node.args) != 2 or node.kwargs):
+        return ANY
+    args = [interval_of(b, each, known, left) for each in node.args[:3]]
+    return _of_choice(b, node, args) if name == "where" else _of_arithmetic(name, args)
 
 
 def _ends(b: Builder, node: fx.Node, name: str) -> Interval:
