@@ -20,11 +20,15 @@ class Cost:
     values: int
 
 
+def flop_counter() -> FlopCounterMode:
+    """Return torch's counter of operations, twice the multiply-adds, with the attention that it leaves out on CPUs."""
+    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    return FlopCounterMode(display=False, custom_mapping=attention)
+
+
 def counted(module: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, Cost]:
     """Return a model's answer to a batch, and what one sample took."""
-    seen = _Largest()
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=attention)
+    seen, counter = _Largest(), flop_counter()
     try:
         # Not in inference mode: parametrizations (weight_norm, spectral_norm) fail there under the counter.
         with torch.no_grad(), counter, seen:
@@ -36,7 +40,7 @@ def counted(module: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, Cost]
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Count the attention that torch computes on CPUs, which its own counter does not know."""
+    """Count the products of attention by the kernel for CPUs."""
     return int(sdpa_flop_count(query, key, value))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cpupack.errors import CpupackError, ModelError
 from cpupack.layout import strictly_channels_last, weights_channels_last
+from cpupack.model.cost import flop_counter
 from cpupack.model.layers import Whereabouts, watched
 from cpupack.model.one_row import blank
 from cpupack.model.user_code import describe_failure, hint_of_nothing
@@ -33,7 +33,7 @@ def try_forward(module: nn.Module, source: str, inputs: tuple[TensorSpec, ...], 
     if one is None:
         one = run_zeros(module, source, inputs, 1)
     check_output(one, source, 1, None)
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     try:
         # Not in inference mode: there, parametrizations (weight_norm, spectral_norm) fail under the counter, and lazy
         # modules would create parameters that cannot be changed later.

@@ -81,9 +81,9 @@ def _items(factory: Any, request: Request) -> Iterator[Any]:
         if isinstance(made, Iterable) and not isinstance(made, Mapping | str | bytes) and not _is_frame(made):
             yield from made
             return
-        if hasattr(made, "__getitem__") and hasattr(made, "__len__") and not isinstance(made, Iterable):
-            for number in range(len(made)):  # a Dataset need not raise IndexError after its last sample
-                yield made[number]
+        if hasattr(made, "__getitem__") and not isinstance(made, Iterable):
+            # A Dataset need not raise IndexError after its last sample. What has no length ends so.
+            yield from (made[number] for number in range(len(made))) if hasattr(made, "__len__") else iter(made)
             return
     except CpupackError:
         raise

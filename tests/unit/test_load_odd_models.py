@@ -13,7 +13,9 @@ from torch import nn
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.scripted import as_module
+from cpupack.model.trial_run import try_forward
 from cpupack.model.user_code import describe_failure
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.stages.load import load
 from helpers.odd_models import SOURCE
 from helpers.tiny_models import Recorder, loaded
@@ -150,6 +152,17 @@ def test_each_model_imports_the_files_beside_it(tmp_path: Path, form: str) -> No
         (directory / "odd.py").write_text(f"{SOURCE}\nfrom {name} import CLASSES\ndef sized(): return Net(CLASSES)\n")
         found.append(build(directory, "sized").output_shape)
     assert found == [(5,), (7,), (5,)]
+
+
+def test_macs_of_attention_are_counted() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heads = x.unflatten(2, (2, 4)).transpose(1, 2)
+            y: torch.Tensor = F.scaled_dot_product_attention(heads, heads, heads).flatten(1)
+            return y
+
+    inputs = (TensorSpec("x", (64, 8)),)
+    assert try_forward(Attention().eval(), "net", inputs) == 2 * 2 * 64 * 64 * 4  # two products, two heads
 
 
 def test_macs_of_parametrized_layers_are_counted(directory: Path) -> None:

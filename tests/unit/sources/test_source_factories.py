@@ -56,11 +56,18 @@ def dataset():
     return Rows()
 def loader():
     return torch.utils.data.DataLoader(Rows(), batch_size=2)
+class Endless:
+    def __getitem__(self, number):
+        if number == 5:
+            raise IndexError
+        return torch.full((4,), float(number)), number
+def no_length():
+    return Endless()
 def by_name():
     return {"data": np.zeros((5, 4))}
 """
     factory(tmp_path, body)
-    for name in ("dataset", "loader"):
+    for name in ("dataset", "loader", "no_length"):
         found = read(f"python:data.py:{name}", shape=(4,), preprocess=None, labelled=True, samples=9)
         np.testing.assert_array_equal(found.data, np.arange(5.0)[:, None].repeat(4, 1))
         assert found.labels is not None
