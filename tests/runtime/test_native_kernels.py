@@ -10,8 +10,9 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from native_convolutions import pixels
 from native_nets import NETS as IMAGE_NETS
-from native_nets import floats_out, last_writers, pixels
+from native_nets import floats_out, last_writers
 from video_nets import VIDEO_NETS
 
 from cpupack.layers.native import codes_after

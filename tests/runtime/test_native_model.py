@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import native_convolutions
 import native_nets
 import numpy as np
 import pytest
@@ -40,8 +41,8 @@ OUTPUTS = NET.program.outputs
 
 def by_pixels() -> Reference:
     """The other way in which pixels are read, in rows of more than one vector and a rest."""
-    net = Reference(native_nets.pixels(2, 5, 37, 4))
-    net.output(net.conv(0, native_nets.weights(20, 4, 3, 3), pad=(1, 1), fill=9))
+    net = Reference(native_convolutions.pixels(2, 5, 37, 4))
+    net.output(net.conv(0, native_convolutions.weights(20, 4, 3, 3), pad=(1, 1), fill=9))
     return net
 
 

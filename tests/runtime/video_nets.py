@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from native_nets import TABLE, pixels, weights
+from native_convolutions import TABLE, pixels, weights
 
 from helpers.native_reference import Array
 from helpers.video_reference import VideoReference
