@@ -79,19 +79,22 @@ async def _struck(package_dir: Path) -> None:
             assert found == 1
             answered += 1
 
+    async def settle(waiting: list[asyncio.Future[None]]) -> None:
+        while not all(one.done() for one in waiting):
+            await asyncio.sleep(0.001)
+            executor.revive()  # as the server does every second: a strike at the wrong moment ends a thread
+        await asyncio.gather(*waiting)
+
     for _ in range(300):
         waiting = [asyncio.ensure_future(one()) for _ in range(generator.randrange(1, 8))]
         for _ in range(3):
             await asyncio.sleep(generator.random() * 0.002)
             for ident in threads_of_instances():
                 strike(ident)
-        while not all(one.done() for one in waiting):
-            await asyncio.sleep(0.001)
-            executor.revive()  # as the server does every second
-        await asyncio.gather(*waiting)
+        await settle(waiting)
     assert answered > 0
     assert interrupted > 0
-    await asyncio.gather(*(one() for _ in range(5)))  # the last strikes have struck
+    await settle([asyncio.ensure_future(one()) for _ in range(5)])  # the last strikes have struck
     executor.revive()
     before = answered
     for _ in range(20):
