@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,24 @@ def strike(ident: int) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(StrikeError))
 
 
-def threads_of_instances() -> list[int]:
-    """Return the threads that are in the executor's code, wherever they are in it."""
-    found = []
-    for ident, frame in sys._current_frames().items():
-        while frame.f_back is not None:
-            frame = frame.f_back
-            if frame.f_code is Executor._serve.__code__:
-                found.append(ident)
-    return found
+class Watched(Executor):
+    """Knows the threads that are in its code.
+
+    It does not look for them in the frames of all threads: a walk through frames that run has ended processes with
+    Python 3.11 (github.com/python/cpython/issues/111363).
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.serving: set[int] = set()
+        super().__init__(*arguments)
+
+    def _serve(self, instance: int) -> None:
+        ident = threading.get_ident()
+        self.serving.add(ident)
+        try:
+            super()._serve(instance)
+        finally:
+            self.serving.discard(ident)
 
 
 def test_a_thread_that_is_struck_costs_its_call_and_nothing_else(
@@ -62,7 +71,7 @@ def test_a_thread_that_is_struck_costs_its_call_and_nothing_else(
 async def _struck(package_dir: Path) -> None:
     table = [CallTime(1, 0.001, 0.002), CallTime(2, 0.0015, 0.003)]
     runner = Runner(package_dir, threads=1, instances=2, batch_size=2)
-    executor = Executor(
+    executor = Watched(
         ServedModel(runner, package_dir), Scheduler(CallTimes(table), 2, Limits(10_000, 10**9)), PrepareTimes()
     )
     generator = random.Random(1)
@@ -72,6 +81,7 @@ async def _struck(package_dir: Path) -> None:
         nonlocal answered, interrupted
         urgency = Urgency(0.0, math.inf, NORMAL)
         request = executor.submit(Data(TENSOR, PIXELS), urgency, lambda logits, _: len(logits))
+        found: Any = None
         (found,) = await asyncio.gather(asyncio.wait_for(request.future, PATIENCE_S), return_exceptions=True)
         if isinstance(found, RunnerError) and "interrupted" in str(found):
             interrupted += 1
@@ -79,7 +89,7 @@ async def _struck(package_dir: Path) -> None:
             assert found == 1
             answered += 1
 
-    async def settle(waiting: list[asyncio.Future[None]]) -> None:
+    async def settle(waiting: Sequence[asyncio.Future[None]]) -> None:
         while not all(one.done() for one in waiting):
             await asyncio.sleep(0.001)
             executor.revive()  # as the server does every second: a strike at the wrong moment ends a thread
@@ -89,7 +99,7 @@ async def _struck(package_dir: Path) -> None:
         waiting = [asyncio.ensure_future(one()) for _ in range(generator.randrange(1, 8))]
         for _ in range(3):
             await asyncio.sleep(generator.random() * 0.002)
-            for ident in threads_of_instances():
+            for ident in tuple(executor.serving):
                 strike(ident)
         await settle(waiting)
     assert answered > 0
@@ -119,10 +129,10 @@ def short_calls(
     async def run() -> None:
         runner = Runner(native_package_dir, threads=1, instances=2, batch_size=1)
         times = CallTimes([CallTime(1, call_s, 10.0)])
-        executor = Executor(
+        executor = Watched(
             ServedModel(runner, native_package_dir), Scheduler(times, 2, Limits(100, 10**9)), PrepareTimes()
         )
-        while len(threads_of_instances()) < 2 or not parked(executor):
+        while len(executor.serving) < 2 or not parked(executor):
             await asyncio.sleep(0.001)
         await talk(executor)
         await executor.drain()
@@ -258,7 +268,7 @@ def test_an_error_that_nobody_expected_ends_its_request_alone(
     async def run() -> None:
         runner = Runner(native_package_dir, threads=1, instances=1, batch_size=4)
         table = CallTimes([CallTime(1, 0.01, 0.01), CallTime(4, 0.01, 0.01)])
-        executor = Executor(
+        executor = Watched(
             ServedModel(runner, native_package_dir), Scheduler(table, 1, Limits(100, 10**9)), PrepareTimes()
         )
         free = threading.Event()
