@@ -209,14 +209,22 @@ class FusedModel:
 
 
 @dataclass(frozen=True)
+class RecurrentSqnr:
+    """What is left of a recurrent layer's outputs, in dB: with codes of 8 bits, and with inputs of 16 bits."""
+
+    codes_db: float
+    wide_inputs_db: float
+
+
+@dataclass(frozen=True)
 class CalibratedModel:
     """The fused FP32 model with the statistics of its activations. Every engine uses the same.
 
     ``stats`` is keyed by the captured graph's node names (style ``fx``) or by module names (style ``eager``); empty for
     ``dynamic``. ``origin`` names the data, ``samples`` is their number. ``recurrent_sqnr_db`` has for each recurrent
-    layer of the graph, by its node's name, what is left of its outputs with codes of 8 bits. ``divisors`` has for a
-    linear layer over tokens what each input channel is divided by before it becomes codes, float32 ``(in,)``: its
-    weights are multiplied with it. ``rows`` has for a linear layer some rows of what it reads, float32 ``(n, in)``, the
+    layer of the graph, by its node's name, what fewer bits leave of its outputs. ``divisors`` has for a linear layer
+    over tokens what each input channel is divided by before it becomes codes, float32 ``(in,)``: its weights are
+    multiplied with it. ``rows`` has for a linear layer some rows of what it reads, float32 ``(n, in)``, the
     same tensor for all layers that read the same. ``grid`` is the length of a sample, and how many values a stored row
     of a constant has that is for pairs of positions, so that the programs of all lengths can share it; None for rows
     side by side. ``choices`` are those of the ``NativeModel`` of another size, whose program is to differ in numbers
@@ -227,7 +235,7 @@ class CalibratedModel:
     stats: dict[str, ActivationStats]
     samples: int
     origin: str
-    recurrent_sqnr_db: dict[str, float] = field(default_factory=dict)
+    recurrent_sqnr_db: dict[str, RecurrentSqnr] = field(default_factory=dict)
     divisors: dict[str, torch.Tensor] = field(default_factory=dict)
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None

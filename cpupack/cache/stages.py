@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.accuracy import FloatArray
-from cpupack.artifacts import CalibratedModel, CapturedModel, FloatModel, FusedModel, Samples, Seen
+from cpupack.artifacts import CalibratedModel, CapturedModel, FloatModel, FusedModel, RecurrentSqnr, Samples, Seen
 from cpupack.cache.fingerprint import Fingerprint, UnknownError
 from cpupack.cache.graphs import pack_graph, unpack_graph
 from cpupack.cache.identity import digest, settings_of, surroundings, users_code
@@ -193,7 +193,7 @@ class StageCache:
                 tensors.update({f"{number} {part}": _tensor(each) for part, each in arrays.items() if each is not None})
             widths = [float(stats.bin_width).hex() for stats in made.stats.values()]
             tensors |= {f"divisor {name}": each for name, each in made.divisors.items()}
-            left = {name: float(db).hex() for name, db in made.recurrent_sqnr_db.items()}
+            left = {name: [db.hex() for db in astuple(each)] for name, each in made.recurrent_sqnr_db.items()}
             kinds = list({id(each): each for each in made.rows.values()}.values())
             tensors |= {f"rows {number}": each for number, each in enumerate(kinds)}
             places = {id(each): number for number, each in enumerate(kinds)}
@@ -208,7 +208,10 @@ class StageCache:
                     part: None if each is None else each.numpy() for part, each in tensors.items()
                 }
                 stats[name] = ActivationStats(bin_width=float.fromhex(width), **arrays)
-            left = {name: float.fromhex(db) for name, db in entry.facts["recurrent_sqnr_db"].items()}
+            left = {
+                name: RecurrentSqnr(*map(float.fromhex, each))
+                for name, each in entry.facts["recurrent_sqnr_db"].items()
+            }
             divisors = {
                 name.removeprefix("divisor "): each
                 for name, each in entry.tensors.items()

@@ -139,12 +139,12 @@ struct worker {
  */
 static inline int64_t recurrent_sequence_room(const struct cpupack_recurrent *net) {
     const int64_t values = 4 * cpupack_units(net), projected = net->outputs != net->units;
-    return 64 + cpupack_round_up(cpupack_code_bytes(net, net->outputs), 64) +
+    return 64 + cpupack_round_up(cpupack_code_bytes(cpupack_wide_hidden(net), net->outputs), 64) +
            (net->kind == RECURRENT_LSTM ? values : 0) +
-           (projected ? values + cpupack_round_up(cpupack_code_bytes(net, net->units), 64) : 0);
+           (projected ? values + cpupack_round_up(cpupack_code_bytes(cpupack_wide_hidden(net), net->units), 64) : 0);
 }
 static inline int64_t recurrent_step_room(const struct cpupack_recurrent *net) {
-    return 64 + cpupack_round_up(cpupack_code_bytes(net, net->inputs), 64) +
+    return 64 + cpupack_round_up(cpupack_code_bytes(cpupack_wide_inputs(net), net->inputs), 64) +
            4 * cpupack_packed_columns(cpupack_gates(net, 1));
 }
 

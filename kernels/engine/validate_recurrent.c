@@ -30,7 +30,7 @@ int recurrent_layer_fits(const struct float_layer *layer) {
         return 0;
     memcpy(&net, layer->constants + spec->weights, sizeof net);
     if (net.kind < 0 || net.kind > RECURRENT_RELU || net.directions < 1 || net.directions > 2 || !is_count(net.steps) ||
-        !is_count(net.inputs) || !is_count(net.units) || !is_count(net.outputs) || net.words < 0 || net.words > 1 ||
+        !is_count(net.inputs) || !is_count(net.units) || !is_count(net.outputs) || net.words < 0 || net.words > 3 ||
         net.lengths < 0 || net.lengths > 1 || (net.lengths && layer->in2 == NULL))
         return 0;
     if (net.outputs != net.units && (net.kind != RECURRENT_LSTM || net.outputs > net.units))

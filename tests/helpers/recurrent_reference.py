@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
-from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, rounded
+from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, Words, rounded
 from helpers.float_values import Array, chain, f4, fma
 
 _P = (1.3354692463e-8, 2.0609108105e-5, 3.4955898300e-3, 1.3381026685e-1, 1.0)
@@ -79,13 +79,13 @@ def products(x: Array, weight: torch.Tensor, terms: Array) -> Array:
 
 
 def run(
-    kind: Kind, directions: list[Direction], x: Array, states: Array | None = None, *, wide: bool = False
+    kind: Kind, directions: list[Direction], x: Array, states: Array | None = None, wide: Words = Words.NONE
 ) -> tuple[Array, Array, Array]:
     """Return all hidden values, the last ones and the last cell values of sequences ``(n, steps, inputs)``."""
     outputs, hidden, cells = [], [], []
     for number, each in enumerate(directions):
         first = None if states is None else _of_direction(states, number, len(directions), each, kind)
-        y, h, c = _run_one(kind, each, x[:, ::-1] if number else x, first, products_of_words if wide else products)
+        y, h, c = _run_one(kind, each, x[:, ::-1] if number else x, first, wide)
         outputs.append(y[:, ::-1] if number else y)
         hidden.append(h)
         cells.append(c)
@@ -93,7 +93,7 @@ def run(
 
 
 def run_lengths(
-    kind: Kind, directions: list[Direction], x: Array, states: Array, *, wide: bool = False
+    kind: Kind, directions: list[Direction], x: Array, states: Array, wide: Words = Words.NONE
 ) -> tuple[Array, Array, Array]:
     """Return what ``run`` does for sequences of their own lengths, the last of ``states``; zeros after each."""
     count, units, outputs = len(directions), len(directions[0].inputs) // GATES[kind], directions[0].outputs
@@ -104,7 +104,7 @@ def run_lengths(
         steps = int(min(length, x.shape[1])) if length > 0 else 0
         own = states[number : number + 1, :-1]
         if steps:
-            found = run(kind, directions, each[None, :steps], own, wide=wide)
+            found = run(kind, directions, each[None, :steps], own, wide)
             y[number, :steps], hidden[number], cells[number] = (part[0] for part in found)
         else:
             hidden[number] = own[0, : count * outputs].reshape(count, outputs)
@@ -119,10 +119,12 @@ def _of_direction(states: Array, number: int, count: int, each: Direction, kind:
 
 
 def _run_one(
-    kind: Kind, each: Direction, x: Array, states: tuple[Array, Array] | None, multiply: Products
+    kind: Kind, each: Direction, x: Array, states: tuple[Array, Array] | None, wide: Words
 ) -> tuple[Array, Array, Array]:
     gates = GATES[kind]
     units = len(each.inputs) // gates
+    of_inputs: Products = products_of_words if Words.INPUTS in wide else products
+    multiply: Products = products_of_words if Words.HIDDEN in wide else products
     h = np.zeros((len(x), each.outputs), np.float32) if states is None else states[0]
     c = np.zeros((len(x), units), np.float32) if states is None or kind is not Kind.LSTM else states[1]
     hidden_bias = each.hidden_bias.double().clone()
@@ -132,7 +134,7 @@ def _run_one(
     bias = (each.input_bias.double() + hidden_bias).float().numpy()
     found = []
     for step in range(x.shape[1]):
-        own = multiply(x[:, step], each.inputs, bias)
+        own = of_inputs(x[:, step], each.inputs, bias)
         terms = own.copy()
         if kind is Kind.GRU:
             terms[:, 2 * units :] = fresh_bias

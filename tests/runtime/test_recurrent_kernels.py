@@ -11,7 +11,7 @@ import torch
 
 from cpupack.runtime.engine import library
 from cpupack.stages.quantize.native.program import Op
-from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind
+from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, Words
 from cpupack.stages.quantize.native.walks import View
 from helpers import kernel_process, native_reference
 from helpers import recurrent_reference as reference
@@ -39,7 +39,7 @@ def direction(kind: Kind, inputs: int, units: int, seed: int, projected: int = 0
 def layer(
     kind: Kind, steps: int, inputs: int, units: int, *, directions: int = 1, projected: int = 0, states: bool = False,
     samples: int = 3, extreme: bool = False, turned: bool = False,
-    words: bool = False, lengths: bool = False,
+    words: Words = Words.NONE, lengths: bool = False,
 ) -> Net:  # fmt: skip
     """Return a net of one layer whose sequence, last values and last cells leave."""
     states = states or lengths
@@ -64,9 +64,9 @@ def layer(
         x = x.reshape(samples, inputs, steps).transpose(0, 2, 1)
     outputs, last, cells, _ = net.floats.recur(view, kind, nets, first, words=words, lengths=lengths)
     expected = (
-        reference.run_lengths(kind, nets, x, start, wide=words)
+        reference.run_lengths(kind, nets, x, start, words)
         if lengths and start is not None
-        else reference.run(kind, nets, x, start, wide=words)
+        else reference.run(kind, nets, x, start, words)
     )
     net.result(outputs, expected[0])
     net.result(last, expected[1])
@@ -88,10 +88,13 @@ NETS = {
         "extreme": {"extreme": True, "directions": 2},
         "turned": {"turned": True, "samples": 17},
         "many samples": {"samples": 77},
-        "of words": {"words": True, "directions": 2, "states": True},
-        "of words, extreme": {"words": True, "extreme": True, "samples": 9},
+        "of words": {"words": Words.ALL, "directions": 2, "states": True},
+        "of words of inputs": {"words": Words.INPUTS, "directions": 2, "states": True},
+        "of words of hidden values": {"words": Words.HIDDEN, "directions": 2, "states": True, "samples": 18},
+        "of words of inputs, extreme": {"words": Words.INPUTS, "extreme": True, "samples": 9},
+        "of words, extreme": {"words": Words.ALL, "extreme": True, "samples": 9},
         "of lengths": {"lengths": True, "directions": 2, "samples": 75},
-        "of lengths and words": {"lengths": True, "words": True, "samples": 9},
+        "of lengths and words": {"lengths": True, "words": Words.ALL, "samples": 9},
     }.items()
 } | {
     "lstm, projected": (Kind.LSTM, 5, 30, 70, {"projected": 5}),
@@ -100,11 +103,17 @@ NETS = {
     ),
     "lstm, long": (Kind.LSTM, 200, 40, 33, {"samples": 2}),
     "gru, long": (Kind.GRU, 300, 5, 20, {"samples": 2}),
-    "lstm, projected, of words": (Kind.LSTM, 5, 31, 90, {"projected": 67, "directions": 2, "words": True}),
-    "gru, long, of words": (Kind.GRU, 300, 5, 20, {"samples": 2, "words": True}),
+    "lstm, projected, of words": (Kind.LSTM, 5, 31, 90, {"projected": 67, "directions": 2, "words": Words.ALL}),
+    "lstm, projected, of words of inputs": (
+        Kind.LSTM, 5, 31, 90, {"projected": 67, "directions": 2, "words": Words.INPUTS, "samples": 17},
+    ),
+    "lstm, projected, of words of hidden values": (
+        Kind.LSTM, 5, 31, 90, {"projected": 67, "directions": 2, "words": Words.HIDDEN, "samples": 17},
+    ),
+    "gru, long, of words": (Kind.GRU, 300, 5, 20, {"samples": 2, "words": Words.ALL}),
     "lstm, projected, of lengths": (Kind.LSTM, 5, 31, 90, {"projected": 67, "directions": 2, "lengths": True}),
     "gru, long, of lengths": (Kind.GRU, 300, 5, 20, {"samples": 11, "lengths": True, "directions": 2}),
-    "lstm, wide, of words": (Kind.LSTM, 2, 701, 400, {"samples": 9, "words": True}),
+    "lstm, wide, of words": (Kind.LSTM, 2, 701, 400, {"samples": 9, "words": Words.ALL}),
     "lstm, wide": (Kind.LSTM, 2, 700, 400, {"samples": 9}),
 }  # fmt: skip
 

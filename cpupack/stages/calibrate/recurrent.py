@@ -1,4 +1,4 @@
-"""Measures how much recurrent layers lose to codes of 8 bits: their error runs from step to step and adds up."""
+"""Measures what codes of 8 bits cost recurrent layers, also with inputs of 16 bits: their error adds up over steps."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import fx, nn
 
 from cpupack.accuracy import sqnr_db
-from cpupack.artifacts import Samples
+from cpupack.artifacts import RecurrentSqnr, Samples
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
 
 _SAMPLES = 8
 
 
-def measure_recurrent(module: nn.Module | None, samples: Samples) -> dict[str, float]:
-    """Return the SQNR in dB of each recurrent layer's outputs when only that layer has codes of 8 bits.
+def measure_recurrent(module: nn.Module | None, samples: Samples) -> dict[str, RecurrentSqnr]:
+    """Return the SQNR in dB of each recurrent layer's outputs when only that layer has codes of fewer bits.
 
     ``module`` is a graph, run on a few of ``samples``; keys are names of its calls. Empty for other modules.
     """
@@ -31,21 +31,24 @@ def measure_recurrent(module: nn.Module | None, samples: Samples) -> dict[str, f
 class _Measured(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.sqnr_db: dict[str, float] = {}
+        self.sqnr_db: dict[str, RecurrentSqnr] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         if isinstance(module, Recurrent):
             args, _ = self.fetch_args_kwargs_from_env(n)
-            self.sqnr_db[n.name] = sqnr_db(value[0].numpy(), with_codes(module, *args).numpy())
+            narrow, wide = (with_codes(module, *args, wide_inputs=each) for each in (False, True))
+            whole = value[0].numpy()
+            self.sqnr_db[n.name] = RecurrentSqnr(sqnr_db(whole, narrow.numpy()), sqnr_db(whole, wide.numpy()))
         return value
 
 
-def with_codes(module: Recurrent, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+def with_codes(module: Recurrent, x: torch.Tensor, *others: torch.Tensor, wide_inputs: bool = False) -> torch.Tensor:
     """Return all hidden values ``(n, steps, directions * outputs)`` as the engine computes them with codes of 8 bits.
 
-    Takes what the layer takes.
+    Takes what the layer takes. With ``wide_inputs`` the inputs and their weights are not rounded: 16 bits lose next to
+    nothing beside the 8 of the hidden values.
     """
     layer: Any = module.layer
     lengths, first = (others[0], others[1:]) if module.has_lengths else (None, others)
@@ -53,7 +56,7 @@ def with_codes(module: Recurrent, x: torch.Tensor, *others: torch.Tensor) -> tor
     found = []
     for number, group in enumerate(layer.all_weights):
         states = [None if each is None else each[:, number] for each in (hidden, cells)]
-        outputs = _one_way(layer, group, _turned(x, lengths) if number else x, *states)
+        outputs = _one_way(layer, group, _turned(x, lengths) if number else x, *states, wide_inputs=wide_inputs)
         found.append(_turned(outputs, lengths) if number else outputs)
     y = torch.cat(found, 2)
     if lengths is None:
@@ -72,15 +75,21 @@ def _turned(x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
 
 
 def _one_way(
-    layer: Any, group: list[torch.Tensor], x: torch.Tensor, hidden: torch.Tensor | None, cells: torch.Tensor | None
+    layer: Any,
+    group: list[torch.Tensor],
+    x: torch.Tensor,
+    hidden: torch.Tensor | None,
+    cells: torch.Tensor | None,
+    *,
+    wide_inputs: bool,
 ) -> torch.Tensor:
     mode, units = layer.mode, layer.hidden_size
-    inputs, recurrent = (_rounded_weight(each) for each in group[:2])
+    inputs, recurrent = group[0].detach() if wide_inputs else _rounded_weight(group[0]), _rounded_weight(group[1])
     projection = _rounded_weight(group[-1]) if layer.proj_size else None
     one, two = group[2:4] if layer.bias else (torch.zeros(len(inputs)), torch.zeros(len(inputs)))
     h = torch.zeros(len(x), recurrent.shape[1]) if hidden is None else hidden
     c = torch.zeros(len(x), units) if cells is None else cells
-    from_inputs = _rounded(x) @ inputs.T + one
+    from_inputs = (x if wide_inputs else _rounded(x)) @ inputs.T + one
     found = []
     for step in range(x.shape[1]):
         given, own = from_inputs[:, step], _rounded(h) @ recurrent.T + two

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from cpupack.artifacts import LayerSaturation
+from cpupack.artifacts import LayerSaturation, RecurrentSqnr
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import core, scoped_name
 from cpupack.graph.recurrent import Recurrent
@@ -59,7 +59,7 @@ class Builder:
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
     what they read, and ``waiting`` the rows that only they read, with a norm that is computed where their codes are.
-    ``recurrent_sqnr_db`` is what each recurrent layer keeps with codes of 8 bits, ``attends_by_words`` names calls that
+    ``recurrent_sqnr_db`` is what each recurrent layer keeps with fewer bits, ``attends_by_words`` names calls that
     attention by codes of 16 bits may include. ``magnitudes`` says beyond which number no whole number of a call is, and
     ``hidden`` has masks of truth values as what is added to scores. ``ledger`` has the facts about
     the layers. With ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about
@@ -77,7 +77,7 @@ class Builder:
         fitting: bool = False,
         reasons: Mapping[str, str] | None = None,
         by_rows: Collection[str] = frozenset(),
-        recurrent_sqnr_db: Mapping[str, float] | None = None,
+        recurrent_sqnr_db: Mapping[str, RecurrentSqnr] | None = None,
         attends_by_words: Collection[str] = frozenset(),
         divisors: Mapping[str, torch.Tensor] | None = None,
         forms: Mapping[str, Forms] | None = None,

@@ -14,7 +14,7 @@ from torch import fx
 from cpupack.errors import QuantizationError
 from cpupack.stages.quantize.native.choices import Choices, Way
 from cpupack.stages.quantize.native.program import NO_FLAGS, Flag, Layer, Op, Program
-from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, constants_of
+from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, Words, constants_of
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
@@ -267,16 +267,16 @@ class Floats:
         directions: list[Direction],
         states: Operand | None = None,
         *,
-        words: bool = False,
+        words: Words = Words.NONE,
         lengths: bool = False,
     ) -> tuple[View, View, View | None, float]:
         """Append a recurrent layer over ``(steps, inputs)``.
 
         ``states`` are the first hidden values ``(directions, outputs)``, and for an LSTM after them the first cell
         values ``(directions, units)``, as one vector; None for zeros. With ``lengths`` there is one more value in it:
-        how many steps the sequence has. With ``words`` codes have 16 bits. Returns all
-        hidden values ``(steps, directions * outputs)``, the last ones ``(directions, outputs)``, the last cell values
-        ``(directions, units)`` of an LSTM, and the SQNR of the weights in dB.
+        how many steps the sequence has. ``words`` says what has 16 bits. Returns all hidden values ``(steps, directions
+        * outputs)``, the last ones ``(directions, outputs)``, the last cell values ``(directions, units)`` of an LSTM,
+        and the SQNR of the weights in dB.
         """
         view = self.view(operand)
         if view.steps[1] != 1 and view.shape[1] != 1:
@@ -295,7 +295,7 @@ class Floats:
             "cells_first": steps * row if cells else 0, "in2_first": 0 if first is None else first.first,
             "lengths": int(lengths), "last_first": steps * row + cells if lengths else 0,
         }  # fmt: skip
-        constants, sqnr_db = constants_of(kind, directions, fields, words=words)
+        constants, sqnr_db = constants_of(kind, directions, fields, words)
         number = -1 if first is None else _number(first)
         self._append(Op.RECURRENT, whole, view, number, constants)
         last = View(whole.buffer, (1, outputs), (row, 1), (steps - 1) * row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,18 @@ class Kind(IntEnum):
     RELU = 3
 
 
+class Words(IntFlag):
+    """``enum cpupack_recurrent_words``: what has 16 bits, values and the weights that multiply them.
+
+    ``HIDDEN`` are hidden values and what a projection takes.
+    """
+
+    NONE = 0
+    INPUTS = 1
+    HIDDEN = 2
+    ALL = 3
+
+
 GATES = {Kind.LSTM: 4, Kind.GRU: 3, Kind.TANH: 1, Kind.RELU: 1}
 
 
@@ -64,21 +76,23 @@ class Direction:
         return self.hidden.shape[1]
 
 
-def fits(kind: Kind, direction: Direction, *, words: bool = False) -> bool:
+def fits(kind: Kind, direction: Direction, words: Words = Words.NONE) -> bool:
     """Whether one sequence and one step of it fit into a worker's memory (kernels.h: ``SCRATCH_BYTES``)."""
     gates = GATES[kind]
     units, inputs = len(direction.inputs) // gates, direction.inputs.shape[1]
     together = COLUMN if gates > 1 else 4 * COLUMN
     whole = math.ceil(units / together) * together
     projected = direction.projection is not None
-    codes = direction.outputs + inputs + (units if projected else 0)
+    hidden = direction.outputs + (units if projected else 0)
+    codes = inputs * (2 if Words.INPUTS in words else 1) + hidden * (2 if Words.HIDDEN in words else 1)
     values = 4 * whole * ((kind is Kind.LSTM) + projected + max(gates, 1))
-    return values + codes * (2 if words else 1) + 512 <= _SCRATCH_BYTES
+    return values + codes + 512 <= _SCRATCH_BYTES
 
 
-def can_have_words(direction: Direction) -> bool:
+def can_have_words(direction: Direction, words: Words) -> bool:
     """Whether sums of a row with codes of 16 bits leave its weights more than 8: not where a row is very long."""
-    matrices = [direction.inputs, direction.hidden, direction.projection]
+    matrices = [direction.inputs] if Words.INPUTS in words else []
+    matrices += [direction.hidden, direction.projection] if Words.HIDDEN in words else []  # type: ignore[list-item]
     return all(each is None or each.shape[1] <= _MOST_WORDS for each in matrices)
 
 
@@ -132,7 +146,7 @@ def by_column(values: torch.Tensor, gates: int) -> npt.NDArray[np.float32]:
 
 
 def constants_of(
-    kind: Kind, directions: list[Direction], fields: dict[str, int], *, words: bool = False
+    kind: Kind, directions: list[Direction], fields: dict[str, int], words: Words = Words.NONE
 ) -> tuple[dict[str, npt.NDArray[Any]], float]:
     """Return what a layer has at its offsets, and the SQNR of its weights in dB. ``fields`` are the walk's numbers."""
     gates, first = GATES[kind], directions[0]
@@ -148,14 +162,15 @@ def constants_of(
     sums: list[npt.NDArray[Any]] = []
     signal = noise = 0.0
     for each in directions:
-        matrices = [(each.inputs, gates), (each.hidden, gates)]
-        matrices += [(each.projection, 1)] if each.projection is not None else []
-        for weight, count in matrices:
-            matrix = packed(weight.float(), count, words=words)
+        hidden_words = Words.HIDDEN in words
+        matrices = [(each.inputs, gates, Words.INPUTS in words), (each.hidden, gates, hidden_words)]
+        matrices += [(each.projection, 1, hidden_words)] if each.projection is not None else []
+        for weight, count, wide in matrices:
+            matrix = packed(weight.float(), count, words=wide)
             weights.append(matrix.weights.reshape(-1).view(np.int8))
             factors.append(matrix.factors)
             sums.append(matrix.sums)
-            own, lost = _energies(weight.float(), words=words)
+            own, lost = _energies(weight.float(), words=wide)
             signal, noise = signal + own, noise + lost
         hidden = each.hidden_bias.double().clone()
         last = hidden[2 * units :].clone() if kind is Kind.GRU else None

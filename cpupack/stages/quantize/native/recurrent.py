@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from cpupack.artifacts import RecurrentSqnr
 from cpupack.graph.recurrent import Recurrent, RecurrentOfSeveral
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls
-from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, can_have_words, fits
+from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, Words, can_have_words, fits
 from cpupack.stages.quantize.native.tell import tell_recurrent
 from cpupack.stages.quantize.native.walks import Fixed, View
 
-LEAST_SQNR_DB = {"LSTM": 30.0, "GRU": 55.0, "RNN": 55.0}
-"""What must be left of a layer's outputs with codes of 8 bits, else it has 16. Errors go from step to step and from
-layer to layer: Resemblyzer's first layer keeps 8 dB (its steps are spectra), and its embeddings a cosine of 0.83.
+LEAST_SQNR_DB = {"LSTM": 28.0, "GRU": 55.0, "RNN": 55.0}
+"""What must be left of a layer's outputs, else its inputs have 16 bits, and where that is not enough all it multiplies.
 
-A GRU keeps some 40 dB with 8 bits. Other engines have it in FP32, and 16 bits are still several times as fast."""
+Errors go from step to step and from layer to layer: Resemblyzer's first layer keeps 9 dB with 8 bits (its steps are
+spectra), and its embeddings a cosine of 0.83. It keeps 28 with inputs of 16 bits, and its embeddings 0.999.
+
+A GRU keeps some 40 dB with 8 bits. Other engines have it in FP32, and inputs of 16 bits cost little time."""
 
 
 def is_recurrent(calls: Calls, node: fx.Node) -> bool:
@@ -35,9 +37,8 @@ def recur(b: Builder, node: fx.Node) -> None:
     layer = module.layer
     kind = _kind_of(layer)
     directions = [_direction(group, layer, GATES[kind]) for group in layer.all_weights]
-    left = b.recurrent_sqnr_db.get(node.name, math.inf)
-    words = left < LEAST_SQNR_DB[module.kind] and all(can_have_words(each) for each in directions)
-    if not fits(kind, directions[0], words=words):
+    words = _words_of(b.recurrent_sqnr_db.get(node.name), LEAST_SQNR_DB[module.kind], directions)
+    if not fits(kind, directions[0], words):
         raise b.calls.refusal(node, "of so many units")
     x, *others = (b.floats.view(as_floats(b, each, node)) for each in node.args)  # type: ignore[arg-type]  # nodes
     lengths, states = (others[0], others[1:]) if module.has_lengths else (None, others)
@@ -56,7 +57,16 @@ def recur(b: Builder, node: fx.Node) -> None:
         *found, sqnr_db = b.floats.recur(sequence, kind, directions, first, words=words, lengths=lengths is not None)
         results.append([each for each in found if each is not None])
     b.float_tuples[node] = tuple(_stacked(b, each) if several else each[0] for each in zip(*results, strict=True))
-    tell_recurrent(b, node, module.kind, sqnr_db, words=words)
+    tell_recurrent(b, node, module.kind, sqnr_db, words)
+
+
+def _words_of(left: RecurrentSqnr | None, least_db: float, directions: list[Direction]) -> Words:
+    """Return what must have 16 bits so that ``least_db`` are left of a layer, as far as its rows allow it."""
+    if left is None or left.codes_db >= least_db:
+        return Words.NONE
+    wanted = (Words.INPUTS,) if left.wide_inputs_db >= least_db else (Words.ALL, Words.INPUTS)
+    possible = (words for words in wanted if all(can_have_words(each, words) for each in directions))
+    return next(possible, Words.NONE)
 
 
 def _sequence(view: View, number: int) -> View:

@@ -13,6 +13,7 @@ from cpupack.graph.native_model import Look
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of
 from cpupack.stages.quantize.native.program import Buffer
+from cpupack.stages.quantize.native.recurrence import Words
 from cpupack.stages.quantize.native.values import Value, channels_of
 from cpupack.stages.quantize.native.walks import View
 
@@ -58,9 +59,17 @@ def tell_float(b: Builder, node: fx.Node, kernel: str) -> None:
     b.ledger.record(LayerFact(scoped_name(node), b.calls.kind(node), "fp32", kernel, reason=reason), None)
 
 
-def tell_recurrent(b: Builder, node: fx.Node, kind: str, weight_sqnr_db: float, *, words: bool) -> None:
+_OF_WORDS = {
+    Words.NONE: "",
+    Words.INPUTS: " with inputs of 16 bits",
+    Words.HIDDEN: " with hidden values of 16 bits",
+    Words.ALL: " of 16 bits",
+}
+
+
+def tell_recurrent(b: Builder, node: fx.Node, kind: str, weight_sqnr_db: float, words: Words) -> None:
     """Record the fact about a recurrent layer, whose codes have a scale of their own in each step."""
-    kernel = "cpupack::recurrent of 16 bits" if words else "cpupack::recurrent"
+    kernel = f"cpupack::recurrent{_OF_WORDS[words]}"
     b.ledger.record(LayerFact(scoped_name(node), kind, "int8", kernel, weight_sqnr_db=weight_sqnr_db), None)
 
 
