@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 from torch import fx, nn
 
 from cpupack.accuracy import FloatArray
-from cpupack.artifacts import CalibratedModel, CapturedModel, FloatModel, FusedModel, RecurrentSqnr, Samples, Seen
+from cpupack.artifacts import CalibratedModel, CapturedModel, FloatModel, FusedModel, Samples, Seen
+from cpupack.cache.calibration import pack_calibration, unpack_calibration
 from cpupack.cache.fingerprint import Fingerprint, UnknownError
 from cpupack.cache.graphs import pack_graph, unpack_graph
 from cpupack.cache.identity import digest, settings_of, surroundings, users_code
-from cpupack.cache.store import DEFAULT_LIMIT_BYTES, Entry, Store, is_off, user_store
+from cpupack.cache.store import DEFAULT_LIMIT_BYTES, Entry, Store, is_off, tensor_of, user_store
 from cpupack.cache.values import NotStorableError
 from cpupack.layout import batch_channels_last
 from cpupack.lock.facts import data_hash, graph_hash
@@ -32,7 +33,6 @@ _T = TypeVar("_T")
 _EQUAL_DB = 80.0
 """The model as loaded must agree that well with what the cache says about it: rounding in another order leaves more."""
 _CHECKED_SAMPLES = 4
-_PARTS = tuple(each.name for each in dataclasses.fields(ActivationStats) if each.name not in {"bin_width", "chosen"})
 
 _WORDS = {
     "capture": "captured graph",
@@ -186,42 +186,11 @@ class StageCache:
         if samples is None or fused.style == "dynamic":
             return make(progress)
 
-        def pack(made: CalibratedModel) -> Entry:
-            tensors, names = {}, list(made.stats)
-            for number, stats in enumerate(made.stats.values()):
-                arrays = {part: getattr(stats, part) for part in _PARTS}
-                tensors.update({f"{number} {part}": _tensor(each) for part, each in arrays.items() if each is not None})
-            widths = [float(stats.bin_width).hex() for stats in made.stats.values()]
-            tensors |= {f"divisor {name}": each for name, each in made.divisors.items()}
-            left = {name: [db.hex() for db in astuple(each)] for name, each in made.recurrent_sqnr_db.items()}
-            kinds = list({id(each): each for each in made.rows.values()}.values())
-            tensors |= {f"rows {number}": each for number, each in enumerate(kinds)}
-            places = {id(each): number for number, each in enumerate(kinds)}
-            rows = {name: places[id(each)] for name, each in made.rows.items()}
-            return Entry(tensors, {"names": names, "widths": widths, "recurrent_sqnr_db": left, "rows": rows})
-
         def take(entry: Entry) -> CalibratedModel:
-            stats = {}
-            for number, (name, width) in enumerate(zip(entry.facts["names"], entry.facts["widths"], strict=True)):
-                tensors = {part: entry.tensors.get(f"{number} {part}") for part in _PARTS}
-                arrays: dict[str, Any] = {
-                    part: None if each is None else each.numpy() for part, each in tensors.items()
-                }
-                stats[name] = ActivationStats(bin_width=float.fromhex(width), **arrays)
-            left = {
-                name: RecurrentSqnr(*map(float.fromhex, each))
-                for name, each in entry.facts["recurrent_sqnr_db"].items()
-            }
-            divisors = {
-                name.removeprefix("divisor "): each
-                for name, each in entry.tensors.items()
-                if name.startswith("divisor ")
-            }
-            rows = {name: entry.tensors[f"rows {number}"] for name, number in entry.facts["rows"].items()}
-            return CalibratedModel(fused, stats, len(samples), samples.origin, left, divisors, rows)
+            return unpack_calibration(entry, fused, samples)
 
         facets = self._calibration(fused, samples, batch_size)
-        return self._through("calibrate", facets, progress, make, pack, take)
+        return self._through("calibrate", facets, progress, make, pack_calibration, take)
 
     def observe(
         self,
@@ -236,7 +205,7 @@ class StageCache:
         def pack(made: tuple[dict[str, Seen], FloatArray]) -> Entry:
             seen, outputs = made
             numbers = [dataclasses.astuple(each) for each in seen.values()]
-            tensors = {"outputs": _tensor(outputs), "seen": torch.tensor(numbers, dtype=torch.float64).reshape(-1, 3)}
+            tensors = {"outputs": tensor_of(outputs), "seen": torch.tensor(numbers, dtype=torch.float64).reshape(-1, 3)}
             return Entry(tensors, {"names": list(seen)})
 
         def take(entry: Entry) -> tuple[dict[str, Seen], FloatArray]:
@@ -271,7 +240,7 @@ class StageCache:
         if self._model is not None:
             facets = (self._model, _content(graph), _samples_hash(samples))
         return self._through(
-            "outputs", facets, progress, make, lambda made: Entry({"outputs": _tensor(made)}, {}), take
+            "outputs", facets, progress, make, lambda made: Entry({"outputs": tensor_of(made)}, {}), take
         )
 
     def race(self, facets: tuple[Any, ...], progress: Progress, make: Callable[[Progress], list[Any]]) -> list[Any]:
@@ -391,10 +360,6 @@ def _samples_hash(samples: Samples) -> str:
 
 def _tensor_hash(tensor: torch.Tensor) -> str:
     return Fingerprint().add(tensor).hexdigest()
-
-
-def _tensor(array: Any) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _extremes(stats: ActivationStats) -> tuple[str, str]:

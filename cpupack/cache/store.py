@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
@@ -50,6 +51,11 @@ class Entry:
     tensors: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any]
     label: str = ""
+
+
+def tensor_of(array: Any) -> torch.Tensor:
+    """Return a numpy array as an entry keeps it."""
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Steps:
 class NativeModel(nn.Module):
     """Takes uint8 pixels with their mask or normalized float32, NCHW; returns float32.
 
-    ``program`` is the engine's (``stages/quantize/native/program.py``). The operator ``cpupack::run_2`` must be
+    ``program`` is the engine's (``stages/quantize/native/program.py``). The operator ``cpupack::run_3`` must be
     registered before this is called or loaded (``runtime/engine/library.py``). ``operators`` counts its layers by kind;
     ``looks`` says where to see the result of each, None for those that are not to be seen, and ``steps`` what computes
     each. With ``lengths`` the programs of other lengths follow the one that this module runs; with ``sizes`` the runner
@@ -143,7 +143,7 @@ class NativeModel(nn.Module):
 
     def engine_result(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the engine makes of ``x``, in its shape."""
-        result: torch.Tensor = torch.ops.cpupack.run_2(self.engine_input(x), self.program, self.outputs)
+        result: torch.Tensor = torch.ops.cpupack.run_3(self.engine_input(x), self.program, self.outputs)
         if self.result_shape != (self.outputs,):
             result = result.reshape(-1, *self.result_shape)
         if self.image:
@@ -207,7 +207,7 @@ class NativePart(nn.Module):
         return packed[0].contiguous() if len(packed) == 1 else torch.cat(packed, 1)
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        values: torch.Tensor = torch.ops.cpupack.run_2(self.engine_input(*tensors), self.program, self.values)
+        values: torch.Tensor = torch.ops.cpupack.run_3(self.engine_input(*tensors), self.program, self.values)
         results = tuple(each.unpack(values) for each in self.outputs)
         return results[0] if len(results) == 1 else results
 

@@ -95,7 +95,7 @@ def _runs(model: NativeModel | MixedModel, batch: torch.Tensor) -> list[_Run]:
 
 
 def _results(x: torch.Tensor, program: torch.Tensor, outputs: int) -> torch.Tensor:
-    values: torch.Tensor = torch.ops.cpupack.run_2(x, program, outputs)
+    values: torch.Tensor = torch.ops.cpupack.run_3(x, program, outputs)
     return values
 
 

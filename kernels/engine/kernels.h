@@ -8,6 +8,7 @@
 #include "engine/boxes.h"
 #include "engine/places.h"
 #include "engine/program.h"
+#include "engine/recurrent.h"
 
 /* A buffer of a batch. `first` is pixel (0, 0) of sample 0, inside the halo. Distances are in bytes.
  *

@@ -12,7 +12,7 @@
  * loaded serves both. So under one name a program must always mean the same.
  */
 #define SPACE "cpupack"
-#define OPERATOR "run_2"
+#define OPERATOR "run_3"
 static const char SCHEMA[] = OPERATOR "(Tensor input, Tensor program, int outputs) -> Tensor";
 
 /* Values are laid out on the stack as in torch 2.10, the oldest that cpupack supports (TORCH_VERSION_2_10_0). */

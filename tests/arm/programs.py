@@ -62,7 +62,7 @@ def case(
     name: str, program: torch.Tensor, x: torch.Tensor, outputs: int, layers: dict[int, np.ndarray[Any, Any]]
 ) -> Case:
     """Run one program on ``x``, which is channels_last where it has four dimensions."""
-    results = torch.ops.cpupack.run_2(x, program, outputs).numpy()
+    results = torch.ops.cpupack.run_3(x, program, outputs).numpy()
     in_memory = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
     return Case(name, program.numpy().tobytes(), in_memory.contiguous().numpy(), results, layers)
 

@@ -1,4 +1,4 @@
-"""kernels/engine/program.h, and boxes.h beside it, as Python sees them: constants, enums, structs and layouts."""
+"""kernels/engine/program.h, boxes.h and recurrent.h as Python sees them: constants, enums, structs and layouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TYPES = {"int32_t": "i4", "int64_t": "i8", "float": "f4"}
 
 
 def _text() -> str:
-    texts = [path.read_text() for path in (PATH, PATH.with_name("boxes.h"))]
+    texts = [path.read_text() for path in (PATH, *map(PATH.with_name, ("boxes.h", "recurrent.h")))]
     return re.sub(r"/\*.*?\*/", "", "\n".join(texts), flags=re.DOTALL)
 
 

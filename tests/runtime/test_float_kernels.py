@@ -155,7 +155,7 @@ def _kernels() -> None:
 def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
     net = made(name)
     x, program = net.tensors()
-    found = torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy()
+    found = torch.ops.cpupack.run_3(x, program, net.program.outputs).numpy()
     begin = 0
     for expected in net.expected:
         same_bytes(np.ascontiguousarray(found[:, begin : begin + expected.shape[1]]), expected)
@@ -186,11 +186,11 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
 def test_any_batch_and_any_number_of_threads_give_the_same_bytes(name: str) -> None:
     net = made(name)
     x, program = net.tensors()
-    alone = [torch.ops.cpupack.run_2(each[None], program, net.program.outputs) for each in x]
+    alone = [torch.ops.cpupack.run_3(each[None], program, net.program.outputs) for each in x]
     for threads in (1, 2, 3):
         library.set_threads(threads)
         for batch in (1, 2, 5):
-            found = torch.ops.cpupack.run_2(x.repeat(5, 1)[:batch].contiguous(), program, net.program.outputs)
+            found = torch.ops.cpupack.run_3(x.repeat(5, 1)[:batch].contiguous(), program, net.program.outputs)
             for sample in range(batch):
                 same = found[sample].view(torch.int32) == alone[sample % len(x)][0].view(torch.int32)  # bits: NaN, too
                 assert same.all(), (threads, batch, sample)
@@ -306,8 +306,8 @@ def test_a_number_beyond_a_table_is_an_error_and_the_next_call_works(number: flo
     wrong = inputs.clone()
     wrong[3, 4] = number
     with pytest.raises(RuntimeError, match="has no row"):
-        torch.ops.cpupack.run_2(wrong, program, net.program.outputs)
-    same_bytes(torch.ops.cpupack.run_2(inputs, program, net.program.outputs).numpy(), net.expected[0])
+        torch.ops.cpupack.run_3(wrong, program, net.program.outputs)
+    same_bytes(torch.ops.cpupack.run_3(inputs, program, net.program.outputs).numpy(), net.expected[0])
 
 
 # --- damaged programs
@@ -335,7 +335,7 @@ def damage(seed: int) -> tuple[int, int]:
         for data in damaged(program.numpy(), random):
             data[40:48] = random.integers(0, 256, 8)  # another identity, so the kernels know nothing of the program
             try:
-                torch.ops.cpupack.run_2(x, torch.from_numpy(data), int(data[32:36].view("<i4")[0]))
+                torch.ops.cpupack.run_3(x, torch.from_numpy(data), int(data[32:36].view("<i4")[0]))
                 ran += 1
             except RuntimeError:
                 refused += 1

@@ -99,7 +99,7 @@ def run_python(code: str, *arguments: object, path: Path = RUNTIME.parent.parent
 def test_the_operator_computes(count: int) -> None:
     library.load()
     batch = pixels(count)
-    found = torch.ops.cpupack.run_2(batch, program(), OUTPUTS)
+    found = torch.ops.cpupack.run_3(batch, program(), OUTPUTS)
     np.testing.assert_array_equal(found.numpy(), expected(batch))
 
 
@@ -159,8 +159,8 @@ BAD_CALLS = {
 def test_what_it_cannot_run_is_a_runtime_error(name: str) -> None:
     library.load()
     make, why = BAD_CALLS[name]
-    with pytest.raises(RuntimeError, match=f"cpupack::run_2: .*{why}"):
-        torch.ops.cpupack.run_2(*make())
+    with pytest.raises(RuntimeError, match=f"cpupack::run_3: .*{why}"):
+        torch.ops.cpupack.run_3(*make())
 
 
 @needs_kernels
@@ -182,9 +182,9 @@ def test_neither_calls_nor_errors_keep_their_tensors() -> None:
     batch, code = pixels(1), program()
     before = owners(batch), owners(code)
     for _ in range(3):
-        torch.ops.cpupack.run_2(batch, code, OUTPUTS)
+        torch.ops.cpupack.run_3(batch, code, OUTPUTS)
         with pytest.raises(RuntimeError):
-            torch.ops.cpupack.run_2(batch, code, OUTPUTS + 1)
+            torch.ops.cpupack.run_3(batch, code, OUTPUTS + 1)
     assert (owners(batch), owners(code)) == before
 
 

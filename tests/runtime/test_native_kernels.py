@@ -47,7 +47,7 @@ def test_each_layer_leaves_what_plain_arithmetic_gives(name: str) -> None:
             difference = np.abs(found.astype(int) - expected.astype(int))
             assert difference.max() <= 1
             assert (difference > 0).mean() < 0.01
-    result = torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy()
+    result = torch.ops.cpupack.run_3(x, program, net.program.outputs).numpy()
     assert net.result is not None
     if {layer.op.name for layer in net.program.layers} & {"AVERAGE_POOL", "GLOBAL_AVERAGE", "SCALE", "ADD"}:
         np.testing.assert_allclose(result, net.result, rtol=1e-5, atol=0.038)  # a code of the last layer
@@ -82,12 +82,12 @@ def test_each_layer_leaves_what_plain_arithmetic_gives(name: str) -> None:
 def test_neither_batch_nor_threads_change_a_byte(name: str) -> None:
     net = NETS[name]()
     x, program = net.tensors()
-    alone = [torch.ops.cpupack.run_2(each[None], program, net.program.outputs) for each in x]
+    alone = [torch.ops.cpupack.run_3(each[None], program, net.program.outputs) for each in x]
     for threads in (1, 2, 3):
         library.set_threads(threads)
         for batch in (1, 2, 5):
             many = x.repeat(5, 1, 1, 1)[:batch].contiguous(memory_format=torch.channels_last)
-            found = torch.ops.cpupack.run_2(many, program, net.program.outputs)
+            found = torch.ops.cpupack.run_3(many, program, net.program.outputs)
             for sample in range(batch):
                 assert torch.equal(found[sample], alone[sample % len(x)][0]), (threads, batch, sample)
 
@@ -97,7 +97,7 @@ def test_a_run_with_a_clock_gives_the_same_bytes_and_a_time_for_each_layer(name:
     net = NETS[name]()
     x, program = net.tensors()
     found, ns = profiled(program, x, net.program.outputs)
-    np.testing.assert_array_equal(found, torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy())
+    np.testing.assert_array_equal(found, torch.ops.cpupack.run_3(x, program, net.program.outputs).numpy())
     assert len(ns) == len(net.program.layers)
     assert (ns > 0).all()
 
@@ -134,7 +134,7 @@ def digests() -> dict[str, str]:
         text = hashlib.sha256()
         for number, layer in last_writers(net).items():
             text.update(codes_after(program, x, layer, net.values[number].shape[1:]).tobytes())
-        text.update(torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy().tobytes())
+        text.update(torch.ops.cpupack.run_3(x, program, net.program.outputs).numpy().tobytes())
         found[name] = text.hexdigest()
     return found
 
@@ -168,7 +168,7 @@ def damage(seed: int) -> tuple[int, int]:
             data[40:48] = random.integers(0, 256, 8)  # another identity, so the kernels know nothing of the program
             outputs = int(data[32:36].view("<i4")[0])
             try:
-                torch.ops.cpupack.run_2(x, torch.from_numpy(data), outputs)
+                torch.ops.cpupack.run_3(x, torch.from_numpy(data), outputs)
                 ran += 1
             except RuntimeError:
                 refused += 1

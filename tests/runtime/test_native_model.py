@@ -62,7 +62,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected() -> np.ndarray:
     library.load()
     library.set_threads(1)
-    return torch.ops.cpupack.run_2(INPUT, PROGRAM, OUTPUTS).numpy()
+    return torch.ops.cpupack.run_3(INPUT, PROGRAM, OUTPUTS).numpy()
 
 
 def test_what_the_build_saves_is_found_to_be_a_program(saved: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
             self.register_buffer("program", PROGRAM)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.ops.cpupack.run_2(x, self.program, OUTPUTS) * 2
+            return torch.ops.cpupack.run_3(x, self.program, OUTPUTS) * 2
 
     program = PROGRAM.numpy().tobytes()
     models = [

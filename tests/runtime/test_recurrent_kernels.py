@@ -134,7 +134,7 @@ def _kernels() -> None:
 def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
     net = made(name)
     x, program = net.tensors()
-    found = torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy()
+    found = torch.ops.cpupack.run_3(x, program, net.program.outputs).numpy()
     same_bytes(found, np.concatenate(net.expected, 1))
 
 
@@ -144,11 +144,11 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
 def test_any_batch_and_any_number_of_threads_give_the_same_bytes(name: str) -> None:
     net = made(name)
     x, program = net.tensors()
-    alone = [torch.ops.cpupack.run_2(each[None], program, net.program.outputs) for each in x]
+    alone = [torch.ops.cpupack.run_3(each[None], program, net.program.outputs) for each in x]
     for threads in (1, 2, 3):
         library.set_threads(threads)
         for batch in (1, 2, 5, 70):
-            found = torch.ops.cpupack.run_2(x.repeat(70, 1)[:batch].contiguous(), program, net.program.outputs)
+            found = torch.ops.cpupack.run_3(x.repeat(70, 1)[:batch].contiguous(), program, net.program.outputs)
             for sample in range(batch):
                 assert torch.equal(found[sample], alone[sample % len(x)][0]), (threads, batch, sample)
 
@@ -237,7 +237,7 @@ def damage(seed: int) -> tuple[int, int]:
                 data[place : place + 4].view("<i4")[0] += random.integers(-4, 5)
             data[40:48] = random.integers(0, 256, 8)  # another identity, so the kernels know nothing of the program
             try:
-                torch.ops.cpupack.run_2(x, torch.from_numpy(data), int(data[32:36].view("<i4")[0]))
+                torch.ops.cpupack.run_3(x, torch.from_numpy(data), int(data[32:36].view("<i4")[0]))
                 ran += 1
             except RuntimeError:
                 refused += 1

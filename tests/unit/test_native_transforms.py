@@ -54,9 +54,9 @@ def check(shape: tuple[int, ...], steps: tuple[int, ...], weight: torch.Tensor, 
     assert found is not None
     net.result(found, wanted.numpy())
     x, program = net.tensors()
-    result = torch.ops.cpupack.run_2(x, program, net.program.outputs)
+    result = torch.ops.cpupack.run_3(x, program, net.program.outputs)
     assert accuracy.sqnr_db(net.expected[0], result.numpy()) > 125.0
-    alone = [torch.ops.cpupack.run_2(each[None], program, net.program.outputs) for each in x]
+    alone = [torch.ops.cpupack.run_3(each[None], program, net.program.outputs) for each in x]
     assert torch.equal(torch.cat(alone), result)
 
 

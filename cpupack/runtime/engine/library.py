@@ -1,4 +1,4 @@
-"""Loads cpupack's own INT8 kernels (``runtime/kernels/``) and registers them as one torch operator, ``cpupack::run_2``.
+"""Loads cpupack's own INT8 kernels (``runtime/kernels/``) and registers them as one torch operator, ``cpupack::run_3``.
 
 torch's operators belong to the whole process, and the packages of several models may each bring the library. The first
 one that is loaded serves all. The number in the operator's name is the format of the programs that it runs. Only
@@ -26,7 +26,7 @@ from .prototypes import declare
 ENGINE = "native"
 """The engine's name in manifests and recipes."""
 
-OPERATOR = "cpupack::run_2"
+OPERATOR = "cpupack::run_3"
 LIBRARIES = {family: Path("kernels") / f"cpupack_int8.{family}.so" for family in cpu.LEVELS}
 """CPU family -> path of its library relative to the runtime. A wheel has that of its own family alone."""
 

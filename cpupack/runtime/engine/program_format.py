@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-MAGIC, VERSION = 0x314B5043, 2
+MAGIC, VERSION = 0x314B5043, 3
 
 HEADER = np.dtype(
     [
