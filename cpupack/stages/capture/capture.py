@@ -30,6 +30,7 @@ from cpupack.stages.capture.complex_parts import split_complex
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.leveling import level_inputs
 from cpupack.stages.capture.naming import name_calls
+from cpupack.stages.capture.parted_batches import compute_all_parts
 from cpupack.stages.capture.proof import Proof
 from cpupack.stages.capture.raising import (
     meets_all_samples,
@@ -112,7 +113,8 @@ def _captured(
 def _proven(
     model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
 ) -> fx.GraphModule:
-    exported = compute_all_places(compute_all_rows(split_complex(export(model.module, batch[:2].clone()))))
+    exported = split_complex(export(model.module, batch[:2].clone()))
+    exported = compute_all_places(compute_all_rows(compute_all_parts(exported)))
     refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines, places)
 
