@@ -81,7 +81,7 @@ def _takes_apart(node: fx.Node) -> bool:
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     if name == "slice":
         return bool((node.args[1] if len(node.args) > 1 else 0) == 0 and len(node.args) < 5)
-    return name in _SPLITS and dim == 0
+    return name in _SPLITS and bool(dim == 0)
 
 
 def _is_by_row(node: fx.Node, inside: set[fx.Node]) -> bool:
