@@ -19,7 +19,8 @@ def under_roots(graph: fx.GraphModule) -> set[fx.Node]:
     """Return the calls from a power (or exponential) to a root (or logarithm) of it, both included.
 
     ``(x ** 3).mean() ** (1 / 3)`` has values that differ by orders of magnitude more than those of ``x``, and the root
-    makes large errors of the small ones. Sums of squares under a square root are the same.
+    makes large errors of the small ones. Sums of squares under a square root are the same. So are products that are
+    added to squares: of a distance, ``sqrt(x² + y² - 2 x y)``, little is left.
     """
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
@@ -65,7 +66,13 @@ def _from_power(graph: fx.GraphModule, root: fx.Node) -> set[fx.Node]:
     ways = [has_power(each) for each in root.all_input_nodes]
     if not any(ways):
         return set()
-    return {node for node, found in reached.items() if found} | {root}
+    beside = {node for node in reached if root.target is not torch.log and _is_product(graph, node)}
+    return {node for node, found in reached.items() if found} | {root} | beside
+
+
+def _is_product(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call is a linear layer: ``x @ y.T`` of a constant."""
+    return node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), nn.Linear)
 
 
 def _is_passed(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -1,8 +1,8 @@
 """Zeros before a causal convolution's first step: in a stream they are the last steps of the chunk before.
 
 A causal convolution has a padding of zeros on one side of the steps: by ``F.pad(x, (4, 0))``, by a module that does so,
-or by ``padding=4`` with the last 4 results cut off. While a ``Pasts`` is entered, each such padding is replaced by what
-came before.
+by ``torch.cat([torch.zeros(...), x], -1)``, or by ``padding=4`` with the last 4 results cut off. While a ``Pasts`` is
+entered, each such padding is replaced by what came before.
 """
 
 from __future__ import annotations
@@ -48,6 +48,20 @@ class Past:
         return TensorSpec(name, self.shape, default=0.0, state=f"{name}_out")
 
 
+Call = tuple[Padding, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
+"""A padding, what is padded, and the call for what already has what came before."""
+
+_ZEROS = frozenset({torch.zeros, torch.zeros_like, torch.Tensor.new_zeros})
+_KEEPS_ZEROS = frozenset(
+    {
+        torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.float, torch.Tensor.expand, torch.Tensor.repeat,
+        torch.Tensor.unsqueeze, torch.Tensor.detach, torch.Tensor.contiguous,
+    }
+)  # fmt: skip
+_JOINS = frozenset({torch.cat, torch.concat, torch.concatenate})
+_READS = frozenset({torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.__len__})
+
+
 class Pasts(TorchFunctionMode):
     """Sees the causal paddings of a run in ``seen``, and replaces those of ``pasts`` by the ``states`` of their names.
 
@@ -60,10 +74,19 @@ class Pasts(TorchFunctionMode):
         self._states = states or {}
         self.seen: list[Padding] = []
         self.found: dict[str, torch.Tensor] = {}
+        self._zeros: list[torch.Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        call = _PARSED[func](*args, **kwargs) if func in _PARSED else None
+        if func in _ZEROS or (func in _KEEPS_ZEROS and self._is_zeros(args[0])):
+            self._zeros.append(func(*args, **kwargs))
+            return self._zeros[-1]
+        if func not in (_JOINS | _READS) and func.__name__ != "__get__" and any(self._is_zeros(each) for each in args):
+            self._zeros.clear()  # something may be written into them, or into a view of them
+        if func in _JOINS:
+            call = self._joined(*args, **kwargs)
+        else:
+            call = _PARSED[func](*args, **kwargs) if func in _PARSED else None
         if call is None:
             return func(*args, **kwargs)
         padding, x, run = call
@@ -79,6 +102,20 @@ class Pasts(TorchFunctionMode):
         longer = torch.cat([self._states[name], x], padding.dim)
         self.found[name] = longer.narrow(padding.dim, longer.shape[padding.dim] - padding.count, padding.count)
         return run(longer)
+
+    def _is_zeros(self, x: object) -> bool:
+        return any(x is each for each in self._zeros)
+
+    def _joined(self, tensors: Any = (), dim: Any = 0, *_: object, **named: Any) -> Call | None:
+        """Return what ``torch.cat([zeros, x], dim)`` is: the zeros were made as such, whatever the values of others."""
+        dim = named.get("axis", dim)
+        if len(tensors) != 2 or not isinstance(dim, int) or not self._is_zeros(tensors[0]) or "out" in named:
+            return None
+        first, x = tensors
+        axis = dim % x.ndim - x.ndim
+        if axis == -x.ndim or first.ndim != x.ndim or self._is_zeros(x):
+            return None
+        return Padding(axis, int(first.shape[axis]), tuple(x.shape)), x, lambda longer: longer
 
 
 def pasts_of(
@@ -133,10 +170,6 @@ def _without_batch(padding: Padding) -> tuple[int, ...]:
     shape = list(padding.shape)
     shape[padding.dim] = padding.count
     return tuple(shape[1:])
-
-
-Call = tuple[Padding, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
-"""A padding, what is padded, and the call for what already has what came before."""
 
 
 def _pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Call | None:  # noqa: A002 - torch's name

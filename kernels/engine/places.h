@@ -33,7 +33,11 @@ enum cpupack_put {
  * one to the next, and each has as many rows of the result, one image after the other. `kernel_h` is a
  * cpupack_sampling, `kernel_w` a cpupack_surroundings; with `stride_h` 1 the ends are the middle of the outer pixels,
  * with 0 their edges.
+ *
+ * A volume has `kernel_d` images, `stride_d` values apart. Its last size is 3: places go across, down and through the
+ * images. Its results have rows of all images, one image after the other. It has no cubic sampling and no `runs`.
  */
+enum { SAMPLE_OF_IMAGE = 2, SAMPLE_OF_VOLUME = 3 };
 enum cpupack_sampling { SAMPLE_LINEAR = 0, SAMPLE_NEAREST = 1, SAMPLE_CUBIC = 2 };
 enum cpupack_surroundings { SAMPLE_ZEROS = 0, SAMPLE_BORDER = 1, SAMPLE_MIRROR = 2 };
 

@@ -37,16 +37,25 @@ static int put_fits(const struct float_layer *layer, const struct cpupack_walk *
            places_fit_with(layer, walk, walk->out_first, walk->out_steps, values);
 }
 
+/* Whether there are as many images as a place has numbers for. */
+static int depth_fits(const struct cpupack_layer *spec, int32_t numbers) {
+    if (numbers == SAMPLE_OF_IMAGE)
+        return spec->kernel_d == 1;
+    return numbers == SAMPLE_OF_VOLUME && spec->kernel_d >= 1 && spec->kernel_h != SAMPLE_CUBIC && spec->runs <= 1;
+}
+
 static int sample_fits(const struct float_layer *layer, const struct cpupack_walk *walk, int64_t values) {
     const struct cpupack_layer *spec = layer->spec;
     const int64_t results = product(walk->sizes + 2, 3);
     const int32_t images = spec->runs > 1 ? spec->runs : 1;
-    const int32_t pixels[] = {walk->sizes[0], walk->sizes[1], walk->sizes[2], images};
+    const int32_t pixels[] = {walk->sizes[0], walk->sizes[1], walk->sizes[2], images, spec->kernel_d};
+    const int32_t steps[] = {walk->in_steps[0], walk->in_steps[1], walk->in_steps[2], walk->in_steps[3],
+                             spec->stride_d};
     return spec->kernel_h >= 0 && spec->kernel_h <= SAMPLE_CUBIC && spec->kernel_w >= 0 &&
-           spec->kernel_w <= SAMPLE_MIRROR && (spec->stride_h == 0 || spec->stride_h == 1) && walk->sizes[5] == 2 &&
-           (walk->in_steps[2] == 1 || walk->sizes[2] == 1) && walk->out_first >= 0 && results != 0 &&
-           results <= values - walk->out_first && spec->runs >= 0 && walk->sizes[3] % images == 0 &&
-           steps_fit(pixels, 4, walk->in_first, walk->in_steps, bytes_of(layer->in) / 4) &&
+           spec->kernel_w <= SAMPLE_MIRROR && (spec->stride_h == 0 || spec->stride_h == 1) &&
+           depth_fits(spec, walk->sizes[5]) && (walk->in_steps[2] == 1 || walk->sizes[2] == 1) &&
+           walk->out_first >= 0 && results != 0 && results <= values - walk->out_first && spec->runs >= 0 &&
+           walk->sizes[3] % images == 0 && steps_fit(pixels, 5, walk->in_first, steps, bytes_of(layer->in) / 4) &&
            steps_fit(walk->sizes + 3, 3, walk->in2_first, walk->in2_steps + 3, bytes_of(layer->in2) / 4);
 }
 

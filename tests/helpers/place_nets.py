@@ -7,7 +7,13 @@ import itertools
 import numpy as np
 import torch
 
-from cpupack.stages.quantize.native.placed import append_order, append_pick, append_put, append_sample
+from cpupack.stages.quantize.native.placed import (
+    append_order,
+    append_pick,
+    append_put,
+    append_sample,
+    append_sample_of_volume,
+)
 from cpupack.stages.quantize.native.walks import Fixed, Put, Sampling, Surroundings, View
 from helpers.float_nets import EXTREMES, Array, Net, normal
 from helpers.float_values import fma
@@ -143,6 +149,24 @@ def sampled_images(channels: int) -> Net:
     return net
 
 
+def sampled_volumes(channels: int) -> Net:
+    """A volume read between its voxels, beyond its ends and at what is no place, with the grid in order and turned."""
+    random = np.random.default_rng(channels)
+    depth, height, width, frames, rows, columns = 3, 4, 5, 2, 3, 7
+    grid = random.uniform(-1.6, 1.6, (2, frames * rows * columns * 3)).astype(np.float32)
+    grid[:, :9] = 0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e30, -7.0, 5.0
+    first = channels * depth * height * width
+    net = Net(np.concatenate([normal(2, first), grid], 1))
+    view, x = net.view((channels, depth, height, width))
+    for how, around, corners in itertools.product((Sampling.LINEAR, Sampling.NEAREST), Surroundings, (False, True)):
+        for at, places in (
+            net.view((frames, rows, columns, 3), first), _turned(*net.view((rows, frames, columns, 3), first)),
+        ):  # fmt: skip
+            found = append_sample_of_volume(net.floats, view, at, how, around, corners=corners)
+            net.result(found, sample_volume(x, places, how, around, corners=corners))
+    return net
+
+
 def _turned(view: View, values: Array) -> tuple[View, Array]:
     return view.permuted((1, 0, 2, 3)), values.swapaxes(1, 2)
 
@@ -163,6 +187,24 @@ def sample(x: Array, places: Array, how: Sampling, around: Surroundings, *, corn
                 share = np.float32(of_row * of_column)
                 total = fma(x[index[0], :, row, column], np.broadcast_to(share, total.shape), total)
         result[index[0], :, index[1], index[2]] = total
+    return result
+
+
+def sample_volume(x: Array, places: Array, how: Sampling, around: Surroundings, *, corners: bool) -> Array:
+    """Return volumes ``(n, channels, depth, height, width)`` read at places ``(n, frames, rows, columns, 3)``."""
+    n, channels, *lengths = x.shape
+    result = np.zeros((n, channels, *places.shape[1:4]), np.float32)
+    for index in np.ndindex(n, *places.shape[1:4]):
+        deep, down, across = (
+            _side(float(places[index][2 - place]), length, how, around, corners) for place, length in enumerate(lengths)
+        )
+        lost = any(np.isnan(share) for _, share in (*deep, *down, *across))
+        total = np.full(channels, np.nan if lost else 0.0, np.float32)
+        for (frame, of_frame), (row, of_row), (column, of_column) in itertools.product(deep, down, across):
+            if min(frame, row, column) >= 0:
+                share = np.float32(of_frame * (of_row * of_column))
+                total = fma(x[index[0], :, frame, row, column], np.broadcast_to(share, total.shape), total)
+        result[(index[0], slice(None), *index[1:])] = total
     return result
 
 

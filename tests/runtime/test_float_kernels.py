@@ -40,7 +40,7 @@ from helpers.float_nets import (
     sums_less_a_mean,
     windows_that_overlap,
 )
-from helpers.place_nets import orders_of_rows, picks, puts, sampled, sampled_images
+from helpers.place_nets import orders_of_rows, picks, puts, sampled, sampled_images, sampled_volumes
 from helpers.row_nets import (
     attention,
     attention_in_windows,
@@ -126,6 +126,7 @@ NETS: dict[str, Callable[[], Net]] = {
     "puts": puts,
     **{f"samples of {n} channels": lambda n=n: sampled(n) for n in (1, 5, 33)},
     **{f"samples of several images of {n} channels": lambda n=n: sampled_images(n) for n in (1, 18)},
+    **{f"samples of volumes of {n} channels": lambda n=n: sampled_volumes(n) for n in (1, 19)},
     "regions": lambda: regions(19),
     "regions of many channels": lambda: regions(96, cells=(7, 7)),
     "regions of other samples": lambda: regions(5, 3),
@@ -181,6 +182,7 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
         "picks",
         "puts",
         "samples of 5 channels",
+        "samples of volumes of 19 channels",
     ],
 )
 def test_any_batch_and_any_number_of_threads_give_the_same_bytes(name: str) -> None:
@@ -317,7 +319,7 @@ DAMAGED = (
     "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
     "linear 7, 64, 33", "attention of 13, 7, 5, 3", "look-ups",
     "attention by codes, 13, 7, 5, 3", "attention in windows", "proposals of levels", "regions",
-    "orders of 17 values", "picks", "puts", "samples of 5 channels",
+    "orders of 17 values", "picks", "puts", "samples of 5 channels", "samples of volumes of 19 channels",
 )  # fmt: skip
 _HEADER, _BUFFER, _LAYER = 64, 48, 160
 _OF_FLOATS = 15

@@ -372,8 +372,18 @@ def test_every_node_knows_its_shape_and_place() -> None:
             assert node.meta["nn_module_stack"]
 
 
-def test_a_layer_in_float64_stays_as_it_is() -> None:
+def test_a_layer_in_float64_is_one_of_float32_where_the_answers_are_the_same() -> None:
     graph = captured(Net(lambda net, x: net.conv(x.double()).float(), conv=nn.Conv2d(3, 4, 3).double()))
+    assert "Conv2d" in kinds(graph)
+
+
+def test_a_layer_in_float64_that_float32_would_change_stays_as_it_is() -> None:
+    def far(net: Net, x: torch.Tensor) -> torch.Tensor:
+        wide = x.double() + 1e9  # in steps of 64 in float32
+        result: torch.Tensor = net.conv(wide - wide[:, :, :1]).float()
+        return result
+
+    graph = captured(Net(far, conv=nn.Conv2d(3, 4, 3).double()))
     assert "conv2d.default" in kinds(graph)
 
 

@@ -15,7 +15,7 @@ from cpupack import accuracy
 from cpupack.artifacts import Samples
 from cpupack.graph.native_model import MixedModel, NativeModel
 from helpers.captured import Net
-from helpers.lowered import needs_kernels
+from helpers.lowered import needs_kernels, program_buffers
 from helpers.tiny_models import quantized, recipe, run, samples
 
 PROTOTYPES = torch.linspace(-1.0, 1.0, 24).reshape(3, 8)
@@ -40,6 +40,34 @@ def test_likenesses_run_natively(name: str) -> None:
     assert found.shape == expected.shape
     # One step of 255 is a large share of a short vector, and the direction of one of 16 samples is that far off.
     assert accuracy.sqnr_db(expected, found) > 20.0
+
+
+_FAR = torch.sin(torch.arange(40 * 8.0)).reshape(40, 8) + 3.0
+MANY: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "to many constants": lambda net, x: torch.cdist(net.a(x), net.far),
+    "of many vectors of a sample": lambda net, x: torch.cdist(net.a(x), net.b(x)),
+    "of rows of all samples": lambda net, x: torch.cdist(net.a(x).flatten(0, 1), net.far).view(-1, 30, 40),
+    "written out": lambda net, x: (
+        net.a(x).pow(2).sum(-1, keepdim=True) - 2 * net.a(x) @ net.far.T + net.far.pow(2).sum(-1)
+    ).clamp(min=0).sqrt(),
+    "by products as asked for": lambda net, x: torch.cdist(
+        net.a(x[:, :5]), net.b(x[:, :4]), compute_mode="use_mm_for_euclid_dist"
+    ),
+}  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", MANY)
+def test_distances_of_many_vectors_are_products_in_fp32(name: str) -> None:
+    torch.manual_seed(0)
+    shape = (30, 12)
+    net = Net(MANY[name], a=nn.Linear(12, 8), b=nn.Linear(12, 8), far=_FAR)
+    model, int8 = quantized(net, "native", spec=recipe(shape, quantize={"observer": "minmax"}))
+    assert isinstance(int8.module, NativeModel)
+    # All differences of a sample would be 30 x 40 x 8 values: no buffer has them.
+    assert max(int(each["channels"]) * int(each["height"]) for each in program_buffers(int8)) < 4 * 30 * 40 * 8
+    data = samples(shape, seed=1)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 30.0
 
 
 def bag(**settings: Any) -> nn.EmbeddingBag:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cpupack.stages.capture import capture
 from cpupack.stages.capture.rewrites import REWRITES
 from helpers.captured import Net, captured, kinds, module, random
-from helpers.tiny_models import SHAPE, samples
+from helpers.tiny_models import SHAPE, Recorder, float_model, recipe, samples
 
 torch.manual_seed(0)
 
@@ -433,3 +434,18 @@ def test_every_rewrite_is_described() -> None:
 
     text = (Path(__file__).parents[2] / "docs/explanation/capture.md").read_text(encoding="utf-8")
     assert [each.__name__ for each in REWRITES if f"`{each.__name__}`" not in text] == []
+
+
+def test_a_mean_over_a_mask_of_ones_is_captured_without_a_word() -> None:
+    # Time series models scale by the values that were observed, and by default all of them were.
+    def scaled(net: Net, x: torch.Tensor) -> torch.Tensor:
+        seen = torch.ones_like(x)
+        count = seen.sum(1, keepdim=True).clamp(min=1)
+        middle = (x * seen).sum(1, keepdim=True) / count
+        spread = (((x - middle) * seen) ** 2).sum(1, keepdim=True) / count
+        result: torch.Tensor = net.last((x - middle) / torch.sqrt(spread + 1e-5))
+        return result
+
+    model, progress = float_model(Net(scaled, last=nn.Linear(3, 2)), (8, 3)), Recorder()
+    capture(model, samples((8, 3)), recipe((8, 3)), progress)
+    assert progress.warnings == []

@@ -96,6 +96,15 @@ CALLS: dict[str, Call] = {
     "sampled images of a sample": lambda x: F.grid_sample(
         x.reshape(-1, 1, 2, 5), x.flatten(1)[:, :24].reshape(-1, 2, 2, 2), align_corners=False
     ).unflatten(0, (-1, 3)),
+    "grid of a volume": lambda x: F.affine_grid(
+        x.flatten(1)[:, :12].view(-1, 3, 4), [x.shape[0], 1, 2, 3, 2], align_corners=True
+    ),
+    "sampled volume": lambda x: F.grid_sample(
+        x.reshape(-1, 1, 2, 3, 5), x.flatten(1)[:, :24].reshape(-1, 2, 2, 2, 3), align_corners=False
+    ),
+    "nearest of a volume": lambda x: F.grid_sample(
+        x.reshape(-1, 5, 3, 2, 1), x.flatten(1)[:, :24].reshape(-1, 2, 2, 2, 3) * 1.01, "nearest", "border", True
+    ),
     "sampled": lambda x: F.grid_sample(x[:, None], x[:, :2, :4].reshape(-1, 2, 2, 2), align_corners=True),
 }
 

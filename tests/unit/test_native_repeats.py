@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -59,3 +61,30 @@ def test_repeated_rows_are_copied_as_rows(net: nn.Module) -> None:
     assert db > BOUND_DB
     assert "aten" not in kernels(int8)
     assert Op.FLOAT_GATHER not in {int(each["op"]) for each in program_layers(int8)}
+
+
+class Frames(nn.Module):
+    """A token of its own for each frame of a video, which are in the batch."""
+
+    def __init__(self, lay_out: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+        self.first, self.last, self.lay_out = nn.Linear(6, 8), nn.Linear(8, 3), lay_out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x.flatten(0, 1))
+        y = torch.cat([self.lay_out(self.token, y.size(0)), y], 1) + self.places
+        y = torch.nn.functional.scaled_dot_product_attention(y, y, y)
+        result: torch.Tensor = self.last(y[:, 0]).unflatten(0, (-1, x.shape[1])).mean(1)
+        return result
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "lay_out", [lambda token, frames: token.expand(frames, -1, -1), lambda token, frames: token.repeat(frames, 1, 1)]
+)
+def test_a_token_of_each_frame_is_laid_out_natively(lay_out: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    db, int8, _ = lowered(Frames(lay_out), (3, 4, 6))
+    assert db > BOUND_DB
+    assert "aten" not in kernels(int8)

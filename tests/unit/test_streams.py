@@ -129,6 +129,22 @@ class Convolutions(nn.Module):
         return self.b(F.pad(y, (2, 0))).transpose(1, 2)
 
 
+class JoinedToZeros(nn.Module):
+    # Zeros by torch.cat, made in two ways; and a tensor of zeros that steps are written into, which is no padding.
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Conv1d(8, 12, 3, dilation=2), nn.Conv1d(12, 12, 2), nn.Conv1d(12, 5, 1)
+
+    def forward(self, x):
+        x = x.transpose(1, 2)
+        y = torch.relu(self.a(torch.cat([torch.zeros(len(x), 8, 4, dtype=x.dtype), x], dim=2)))
+        y = self.b(torch.cat((y.new_zeros(1, 12, 1).expand(len(y), -1, -1), y), -1))
+        half = torch.zeros_like(y[:, :6])
+        half[:] = y[:, 6:]
+        return self.c(torch.cat([half, y[:, :6]], 1)).transpose(1, 2)
+
+
 class NoState(nn.Linear):
     def __init__(self):
         super().__init__(8, 5)
@@ -250,6 +266,7 @@ def test_chunks_are_answered_as_the_whole_sequence_is(tmp_path: Path, kwargs: st
         ("Cells", ["low_h", "low_c", "cells_0_h"]),
         ("Padded", ["r_h", "past_0", "past_1", "past_2"]),
         ("Convolutions", ["past_0", "past_1"]),
+        ("JoinedToZeros", ["past_0", "past_1"]),
     ],
 )
 def test_cells_and_causal_convolutions_carry_what_they_have_seen(tmp_path: Path, name: str, states: list[str]) -> None:

@@ -30,6 +30,7 @@ from cpupack.stages.capture.complex_parts import split_complex
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.leveling import level_inputs
 from cpupack.stages.capture.naming import name_calls
+from cpupack.stages.capture.parted_batches import compute_all_parts
 from cpupack.stages.capture.proof import Proof
 from cpupack.stages.capture.raising import (
     meets_all_samples,
@@ -40,6 +41,7 @@ from cpupack.stages.capture.raising import (
 )
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
 from cpupack.stages.capture.rewrites.affine import merge_batch_norms, name_batch_norms
+from cpupack.stages.capture.single_precision import in_single_precision
 from cpupack.targets.engines import ENGINES
 
 _EXAMPLES = 3
@@ -112,7 +114,12 @@ def _captured(
 def _proven(
     model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
 ) -> fx.GraphModule:
-    exported = compute_all_places(compute_all_rows(split_complex(export(model.module, batch[:2].clone()))))
+    given = export(model.module, batch[:2].clone())
+    exported = in_single_precision(given, model.module, batch)
+    if exported is not given:
+        progress.note("steps in float64 are computed in float32, with the same answers to calibration samples")
+    exported = split_complex(exported)
+    exported = compute_all_places(compute_all_rows(compute_all_parts(exported)))
     refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines, places)
 

@@ -18,6 +18,8 @@ from torch._subclasses import fake_tensor
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
+from cpupack.stages.capture.all_experts import computed_experts
+from cpupack.stages.capture.flexible_attention import written_out_flexible_attention
 from cpupack.stages.capture.quick_recurrences import quick_recurrences
 
 _MOST_KNOWN = 4096
@@ -42,6 +44,8 @@ def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
             _without_gradients,
             _without_grad_modes,
             quick_recurrences,
+            written_out_flexible_attention,
+            computed_experts,
         ):
             stack.enter_context(each())
         yield

@@ -10,6 +10,9 @@ from torch import fx
 from cpupack.stages.capture.raising import shapes
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, name_of
 
+_MOST_ROWS = 1 << 20
+"""Values of a constant that a sample has several times, and that the program has as often."""
+
 
 def _expand(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """A constant laid out for the batch, or an activation that is repeated along other dimensions."""
@@ -19,10 +22,15 @@ def _expand(r: Raiser, a: dict[str, Any]) -> fx.Node:
         return r.activation(source) if before == shape else _repeated(r, source, moves)
     if sum(moves) != 1 or not moves[0] or (len(before) == len(shape) and before[0] != 1):
         raise NotRaised
+    if _repeats_for_arithmetic(r, before):
+        r.known[r.node] = r.constant(source)
+        return r.input  # a placeholder's worth, as in _filled
     value = r.tensor(source)
     assert value is not None
-    value = value.expand(1, *shape[1:])
-    return _laid_out(r, value, r._name_of(source))
+    rows = _rows_of_a_sample(r)  # several where a batch of frames or windows has a token of its own for each
+    if rows * value.numel() > _MOST_ROWS:
+        raise NotRaised
+    return _rows_laid_out(r, value.expand(rows, *shape[1:]), r._name_of(source))
 
 
 def _repeated(r: Raiser, source: fx.Node, moves: tuple[bool, ...]) -> fx.Node:

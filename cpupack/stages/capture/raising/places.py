@@ -140,18 +140,19 @@ def _is_named(node: object, names: frozenset[str]) -> bool:
 
 
 def _grid(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    """``affine_grid`` of images: each place of the result is a product with the sample's matrix."""
+    """``affine_grid`` of images and volumes: each place of the result is a product with the sample's matrix."""
     theta, (_, _, *sides) = a["theta"], a["size"]
-    if len(sides) != 2 or not all(isinstance(each, int) for each in sides) or not r.dynamic(theta)[0]:
+    if len(sides) not in {2, 3} or not all(isinstance(each, int) for each in sides) or not r.dynamic(theta)[0]:
         raise NotRaised
     ends = [1.0 if a["align_corners"] else 1.0 - 1.0 / side for side in sides]
-    down, across = (
+    lines = (
         torch.linspace(-end, end, side) if side > 1 else torch.zeros(1) for end, side in zip(ends, sides, strict=True)
     )
-    rows, columns = torch.meshgrid(down, across, indexing="ij")
-    places = torch.stack([columns, rows, torch.ones_like(rows)]).reshape(1, 3, -1)
+    numbers = torch.meshgrid(*lines, indexing="ij")[::-1]  # the way across comes first
+    places = torch.stack([*numbers, torch.ones_like(numbers[0])]).reshape(1, len(sides) + 1, -1)
     found = r.call(torch.matmul, r.activation(theta), r.attribute(places, "grid"), word="grid")
-    return r.call(torch.permute, r.call(torch.reshape, found, (-1, 2, *sides), word="grid"), (0, 2, 3, 1), word="grid")
+    found = r.call(torch.reshape, found, (-1, len(sides), *sides), word="grid")
+    return r.call(torch.permute, found, (0, *range(2, len(sides) + 2), 1), word="grid")
 
 
 def _buckets(values: str, ends: str) -> Handler:

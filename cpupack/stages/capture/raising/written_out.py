@@ -1,6 +1,6 @@
 """Handlers of calls that torch has in one piece, written out in others that every engine has.
 
-Logarithms of sums, distances, products over a dimension, triangles, windows that are put back (``F.fold``), and sums at
+Logarithms of sums, products over a dimension, triangles, windows that are put back (``F.fold``), and sums at
 constant places (``index_add``, ``scatter_add``), as graph networks with fixed edges have them.
 """
 
@@ -19,8 +19,6 @@ from cpupack.stages.capture.raising.shapes import permuted, reshaped, sliced
 _ATEN = torch.ops.aten
 _EXPANSIONS = (_ATEN.expand.default, _ATEN.expand_as.default)
 _TRANSPOSED: Any = nn.ConvTranspose2d
-_MOST_DISTANCES = 1 << 18
-"""Differences of one sample that are kept: beyond, a product of matrices takes less memory."""
 _MOST_PLACES = 1 << 20
 _MOST_FACTORS = 64
 
@@ -148,7 +146,7 @@ def put_back(
     return r.module(fold, r.call(torch.reshape, x, (-1, channels * places, *counts)), word="fold")
 
 
-def _same_for_all(r: Raiser, value: Any) -> torch.Tensor:
+def same_for_all(r: Raiser, value: Any) -> torch.Tensor:
     """Return a constant that is laid out for the batch, in the shape that it has there."""
     shape = r.shape(value)
     while isinstance(value, fx.Node) and not r.is_known(value) and value.target in _EXPANSIONS:
@@ -171,7 +169,7 @@ def _add_at(r: Raiser, a: dict[str, Any]) -> fx.Node:
 def _scatter_add(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """``scatter_add`` at places that are the same along all other dimensions."""
     (dim,) = _static_dims(r, a["self"], a["dim"])
-    places = _same_for_all(r, a["index"])
+    places = same_for_all(r, a["index"])
     rank, sizes = places.ndim, r.shape(a["src"])
     others = [each for each in range(rank) if each != dim]
     if rank != len(sizes) or tuple(places.shape) != sizes or any(sizes[each] != r.shape()[each] for each in others):
@@ -206,38 +204,6 @@ def _is_zero(r: Raiser, node: Any) -> bool:
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return False
     return not bool(r.root.get_buffer(str(node.target)).any())
-
-
-def _distances(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    """``cdist``: the norms of all differences of two sets of vectors."""
-    one, two = a["x1"], a["x2"]
-    shapes = [r.shape(each) for each in (one, two)]
-    wide = math.prod(r.shape()[1:]) * shapes[0][-1]
-    if not r.is_float() or r.is_known(one) or wide > _MOST_DISTANCES or any(r.dynamic()[1:]) or not r.dynamic(one)[0]:
-        raise NotRaised
-    first, rank = shapes[0], len(shapes[0])
-    rows = reshaped(r, r.activation(one), first, (*first[:-1], 1, first[-1]), (*r.dynamic(one)[:-1], False, False))
-    if rank == 3 and not r.is_known(two) and not _is_laid_out(r, two):
-        second = shapes[1]
-        if len(second) != 3 or not r.dynamic(two)[0]:
-            raise NotRaised
-        columns = r.call(torch.reshape, r.activation(two), (-1, 1, *second[1:]))
-        found = r.call(torch.sub, rows, columns)
-    else:
-        held = _same_for_all(r, two).float()
-        if held.ndim != rank or (not torch.equal(held, held[:1].expand_as(held)) and rank == 3):
-            raise NotRaised
-        table = held[None] if rank == 2 else held[:1, None]
-        found = r.call(torch.add, rows, r.attribute(-table, r._name_of(two)))
-    return r.call(_ATEN.linalg_vector_norm.default, found, float(a["p"]), [rank], False, word="norm")
-
-
-def _is_laid_out(r: Raiser, value: Any) -> bool:
-    try:
-        _same_for_all(r, value)
-    except NotRaised:
-        return False
-    return True
 
 
 def _fill_chosen(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -296,7 +262,7 @@ def _size_of(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 HANDLERS: dict[str, Any] = {
     "logsumexp": _log_of_sum, "prod": _product, "tril": _triangle, "triu": _triangle, "one_hot": _classes,
-    "diff": _differences, "col2im": _put_back, "index_add": _add_at, "scatter_add": _scatter_add, "cdist": _distances,
-    "_cdist_forward": _distances, "index_put": _fill_chosen, "isinf": _is_infinite, "isfinite": _is_finite,
+    "diff": _differences, "col2im": _put_back, "index_add": _add_at, "scatter_add": _scatter_add,
+    "index_put": _fill_chosen, "isinf": _is_infinite, "isfinite": _is_finite,
     "isnan": _is_no_number, "nan_to_num": _with_numbers,
 }  # fmt: skip

@@ -33,7 +33,11 @@ class Cone:
         """Return the result for float64 values of the source, None where it is no function of such (of a mask)."""
         try:
             found = self._computed(x)
-        except (RuntimeError, TypeError):  # torch: an operator that does not take float64
+        except (
+            RuntimeError,
+            TypeError,
+            IndexError,
+        ):  # torch: no operator of float64, or of one value without dimensions
             return None
         return found if found.shape == x.shape and found.is_floating_point() else None
 

@@ -22,6 +22,7 @@ from cpupack.stages.quantize.native.float_functions import OF_TWO, instructions_
 from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, max_pool_of_volumes, with_weights
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS
 from cpupack.stages.quantize.native.float_resampling import RESAMPLING
+from cpupack.stages.quantize.native.float_updates import UPDATES
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.heads import Heads, append_heads, one_layer, score_scale
 from cpupack.stages.quantize.native.linear import linear_by_rows
@@ -390,6 +391,7 @@ _LOWERED_BY: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {
     **RESAMPLING,
     **REDUCTIONS,
     **BOXES,
+    **UPDATES,
     nn.PReLU: (_slope, "map"),
     nn.MaxPool1d: (max_pool, "windows"),
     nn.MaxPool2d: (max_pool, "windows"),

@@ -105,6 +105,30 @@ def append_sample(
     return out.permuted((0, 3, 1, 2))
 
 
+def append_sample_of_volume(
+    floats: Floats, volume: Operand, grid: Operand, how: Sampling, around: Surroundings, *, corners: bool
+) -> View:
+    """Append a volume ``(channels, depth, height, width)`` read at places ``(frames, rows, columns, 3)``."""
+    view, at = floats.view(volume), floats.view(grid)
+    if view.steps[0] != 1 and view.shape[0] != 1:
+        view = floats.side_by_side(view.permuted((1, 2, 3, 0))).permuted((3, 0, 1, 2))
+    channels, depth, *size = view.shape
+    frames, rows, columns, _ = at.shape
+    if frames > 1 and rows > 1 and at.steps[0] != rows * at.steps[1]:
+        at = floats.map(floats.new(at.shape), at)
+    row_step = at.steps[0] if rows == 1 else at.steps[1]
+    out = floats.new((frames, rows, columns, channels))
+    sizes = [*size, channels, frames * rows, columns, 3]
+    steps = [[0] * 6, [*view.steps[2:], view.steps[0], 0, 0, 0], [0, 0, 0, row_step, *at.steps[2:]]]
+    walk = walk_of([(sizes, steps)], [out.first, view.first, at.first])
+    fields: dict[str, float] = {
+        "kernel_h": how, "kernel_w": around, "stride_h": int(corners), "kernel_d": depth,
+        "stride_d": view.steps[1],
+    }  # fmt: skip
+    _append(floats, Op.FLOAT_SAMPLE, out, view, at, {"weights": walk}, fields)
+    return out.permuted((3, 0, 1, 2))
+
+
 def _but(shape: tuple[int, ...], axis: int, *views: View) -> tuple[list[int], list[list[int]]]:
     """Return sizes and steps of all dimensions but one."""
     kept = [place for place in range(len(shape)) if place != axis]

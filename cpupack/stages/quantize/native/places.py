@@ -21,6 +21,7 @@ from cpupack.stages.quantize.native.placed import (
     append_pick,
     append_put,
     append_sample,
+    append_sample_of_volume,
 )
 from cpupack.stages.quantize.native.sampled_images import SampledImages
 from cpupack.stages.quantize.native.walks import (
@@ -220,9 +221,12 @@ def _values(b: Builder, node: fx.Node, values: Any, shape: tuple[int, ...]) -> O
 def _sample(b: Builder, node: fx.Node) -> str:
     given: Any = node.args
     image, grid, how, around, corners = given
-    if len(shape_of(node)) != 4:
-        raise b.calls.refusal(node, "of volumes")
     one, at = _view(b, node, image), _view(b, node, grid)
+    if len(shape_of(node)) == 5:
+        b.floats.values[node] = append_sample_of_volume(
+            b.floats, one, at, Sampling(how), Surroundings(around), corners=bool(corners)
+        )
+        return "sample"
     found = append_sample(
         b.floats, _of_one(one), _of_one(at), Sampling(how), Surroundings(around), corners=bool(corners)
     )
@@ -262,6 +266,7 @@ PLACES: dict[Any, Callable[[Builder, fx.Node], str]] = {
     _ATEN.scatter_reduce.two: _scatter,
     _ATEN.grid_sampler.default: _sample,
     _ATEN.grid_sampler_2d.default: _sample,
+    _ATEN.grid_sampler_3d.default: _sample,
     SampledImages: _sample_images,
 }
 """By what is called: the function that appends the layers and returns the name of their kernel."""
