@@ -14,7 +14,7 @@ from cpupack import accuracy
 from cpupack.graph.native_model import NativeModel
 from helpers.lowered import BOUND_DB, needs_kernels
 from helpers.lowered_text import LENGTH, WIDTH, WORDS, lowered, texts
-from helpers.tiny_models import ENGINES, run
+from helpers.tiny_models import EIGHT_BITS, ENGINES, run
 
 pytestmark = needs_kernels
 
@@ -251,6 +251,32 @@ def test_whole_numbers_that_torch_computes_are_exact(
     model, int8 = lowered(Function(function))
     data = texts(LENGTH, 1, 4, 9)
     assert np.array_equal(run(model, data)[:, LENGTH * 8 :], run(int8, data)[:, LENGTH * 8 :])
+
+
+@pytest.mark.parametrize("engine", ["native", EIGHT_BITS])
+@pytest.mark.parametrize(
+    "joined",
+    [
+        lambda x, ids, mask: x * (mask > 0)[..., None],
+        lambda x, ids, mask: x * mask.bool().any(1)[:, None, None],
+        lambda x, ids, mask: x + ids[..., None],
+        lambda x, ids, mask: torch.cat([x[..., 1:], (ids > 9)[..., None]], 2),
+    ],
+)
+def test_whole_numbers_beside_floats(joined: Callable[..., torch.Tensor], engine: str) -> None:
+    """Torch's INT8 has no codes for them: such a sum, product or concatenation stays FP32."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.up, self.out = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 8)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.out(joined(torch.relu(self.up(self.words(ids))), ids, mask))
+
+    model, int8 = lowered(Net(), engine=engine)
+    data = texts(LENGTH, 1, 4, 9)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
 
 
 def test_the_last_token_of_a_causal_encoder() -> None:

@@ -63,9 +63,7 @@ def ends_of(b: Builder, value: Any) -> tuple[float, float]:
     return (0.0 if dtype in (torch.uint8, torch.bool) else -largest), largest
 
 
-def bounded(
-    b: Builder, node: fx.Node, largest: float, told: fx.Node | None = None, *, least: float = 0.0
-) -> None:
+def bounded(b: Builder, node: fx.Node, largest: float, told: fx.Node | None = None, *, least: float = 0.0) -> None:
     """Note how large the results of a call are; refuse it, or the call ``told``, where float32 may not have them.
 
     ``least`` is the least result where the operands are not negative. Numbers of few bits begin anew beyond their
