@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import MOST_FLOAT, is_finite, is_masked, of_tensor
+from .arrays import MOST_FLOAT, in_own_order, is_finite, is_masked, of_tensor
 from .errors import InputError
 from .images.inputs import random_input
 from .images.spec import normalize
@@ -27,6 +27,8 @@ from .tensor_spec import (
 
 _SOME_IDS = 256
 """How many ids random values have where any whole number is fine."""
+SKIPS_CHECK = " (Runner(check_finite=False) skips this check)"
+"""Ends what is said of a value that is not finite."""
 _MOSTLY = 0.9
 """The share of ones in a random mask: a sample without any would have nothing to attend to."""
 
@@ -193,7 +195,7 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
     if is_masked(value):
         raise InputError(f"{name}got a masked array; expected a plain one")
     if isinstance(value, np.ndarray | np.generic):
-        return np.asarray(value)
+        return in_own_order(np.asarray(value))
     if not isinstance(value, list | tuple | int | float) and not hasattr(value, "__array__"):
         raise InputError(f"{name}got {type(value).__name__}; expected an array, a tensor or lists")
     try:
@@ -267,8 +269,8 @@ def _check_values(spec: TensorSpec, array: Array, *, check_finite: bool) -> None
             sample = next(number for number, one in enumerate(array) if not is_finite(one))
             bad = array[sample][~(np.abs(array[sample]) <= MOST_FLOAT)].flat[0]
             raise InputError(
-                f'input "{spec.name}": sample {sample} has {bad:g}; it must be finite and at most {MOST_FLOAT:g} '
-                "(Runner(check_finite=False) skips this check)"
+                f'input "{spec.name}": sample {sample} has {bad:g}; it must be finite and at most {MOST_FLOAT:g}'
+                + SKIPS_CHECK
             )
         return
     if spec.dtype == "bool":
