@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import rows
-from .arrays import is_masked, load_array, of_tensor, require_finite
+from .arrays import in_own_order, is_masked, load_array, of_tensor, require_finite
 from .errors import InputError
 from .images.inputs import mean_color
 from .images.spec import PreprocessSpec
@@ -75,6 +75,7 @@ class Intake:
             batch = tensor
         if not isinstance(batch, np.ndarray) or is_masked(batch):
             raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a plain numpy array")
+        batch = in_own_order(batch)
         self.check_batch(_TAKEN.get(batch.dtype) or str(batch.dtype), batch.shape)
         return self.finite(batch)
 

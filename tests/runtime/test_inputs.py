@@ -23,7 +23,9 @@ from cpupack.runtime.arrays import MOST_FLOAT
 from cpupack.runtime.errors import InputError, RunnerError
 from cpupack.runtime.images import fast, preprocess
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
+from cpupack.runtime.rows import array_of
 from cpupack.runtime.runner import Runner
+from cpupack.runtime.tensor_spec import TensorSpec
 from helpers.tiny_package import INPUT_SHAPE, PREPROCESS, RUNTIME
 from helpers.waiting import PATIENCE_S
 
@@ -319,6 +321,18 @@ def test_float_input_that_is_not_finite_is_refused(
 
 def test_the_largest_values_are_taken(array_runner: Runner) -> None:
     assert array_runner(np.full((1, *INPUT_SHAPE), MOST_FLOAT, np.float32)).shape == (1, 4)
+
+
+def test_another_order_of_bytes_changes_nothing(array_runner: Runner, tmp_path: Path) -> None:
+    """Files of other programs have it: ``>f4`` is float32 with the first byte of each number in front."""
+    batch = np.random.default_rng(0).standard_normal((2, *INPUT_SHAPE)).astype(np.float32)
+    turned = batch.astype(">f4")
+    np.testing.assert_array_equal(array_runner(turned), array_runner(batch))
+    np.save(tmp_path / "turned.npy", turned[0])
+    for one in (turned[0], tmp_path / "turned.npy"):
+        assert array_runner.predict(one) == array_runner.predict(batch[0])
+    assert np.array_equal(array_of(TensorSpec("ids", (2,), "int64"), np.array([[1, 2]], ">i8")), [[1, 2]])
+    assert array_of(TensorSpec("x", (2,)), np.array([[1, 2]], ">f4")).dtype == np.float32
 
 
 def test_masked_arrays_are_refused_because_their_mask_would_be_lost(array_runner: Runner) -> None:
