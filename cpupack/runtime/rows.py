@@ -16,6 +16,7 @@ from .open_inputs import names_of, typical_size
 from .open_sizes import OpenSizes, Size
 from .signature import Array, Floats, Signature
 from .tensor_spec import (
+    DTYPES,
     LARGEST_EXACT,
     TensorSpec,
     batch_text,
@@ -25,6 +26,7 @@ from .tensor_spec import (
     takes_rows,
 )
 
+_DTYPES = {name: np.dtype(name) for name in DTYPES}
 _SOME_IDS = 256
 """How many ids random values have where any whole number is fine."""
 SKIPS_CHECK = " (Runner(check_finite=False) skips this check)"
@@ -163,6 +165,24 @@ def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True, of_one:
     pixels ``(n, height, width, channels)``. Raises InputError that names the input, as ``pack`` does.
     """
     array = array_of(spec, value)
+    # A message has the name of the dtype, for which numpy takes longer than a small layer.
+    if not len(array.shape) or not len(array) or array.shape[1:] != _shape_of(spec, array.dtype):
+        raise _unfit(spec, array, of_one=of_one)
+    _check_values(spec, array, check_finite=check_finite)
+    check_blank(spec, array)
+    return array
+
+
+def _shape_of(spec: TensorSpec, dtype: np.dtype[Any]) -> tuple[int, ...] | None:
+    """Return the shape of a sample of this dtype, None where the input takes no such values."""
+    if spec.pixel_shape is not None and dtype == np.uint8:
+        return spec.pixel_shape
+    fits = dtype == _DTYPES[spec.dtype] or (spec.dtype == "int64" and dtype.kind in "iub")
+    return spec.shape if fits else None
+
+
+def _unfit(spec: TensorSpec, array: Array, *, of_one: bool) -> InputError:
+    """Return what is said of a batch that has another dtype or shape than the input, or no sample."""
     wanted = {_dtype_of(spec, array): spec.shape}
     if spec.pixel_shape is not None:
         wanted["uint8"] = spec.pixel_shape
@@ -171,17 +191,13 @@ def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True, of_one:
     got = f'input "{spec.name}": got {array.dtype} {given}'
     shape = wanted.get(str(array.dtype))
     if shape is None:
-        raise InputError(f"{got}; expected {expected}")
+        return InputError(f"{got}; expected {expected}")
     if array.shape[1:] != shape or array.ndim != len(shape) + 1:
         missing = "; a batch is a list of samples here" if of_one and given[1:] == shape else ""
         if array.shape == shape:
             missing = f"; add the batch dimension: {spec.name}[None]"
-        raise InputError(f"{got}; expected {expected}{missing}")
-    if not len(array):
-        raise InputError(f"{got}, an empty batch; expected {expected} with n >= 1")
-    _check_values(spec, array, check_finite=check_finite)
-    check_blank(spec, array)
-    return array
+        return InputError(f"{got}; expected {expected}{missing}")
+    return InputError(f"{got}, an empty batch; expected {expected} with n >= 1")
 
 
 def array_of(spec: TensorSpec, value: Any) -> Array:
