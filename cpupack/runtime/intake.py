@@ -133,7 +133,8 @@ class Intake:
         assert self._spec is not None
         from .images.fast import load_pixels  # here: it brings Pillow, which callers with batches do not need
 
-        pixels = load_pixels(item, self._spec)
+        tensor = of_tensor(item, "")
+        pixels = load_pixels(item if tensor is None else tensor, self._spec)
         if self.sizes is not None:
             try:
                 return self.sizes.fill(pixels, mean_color(self._spec))

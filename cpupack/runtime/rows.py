@@ -214,6 +214,8 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
         return in_own_order(np.asarray(value))
     if not isinstance(value, list | tuple | int | float) and not hasattr(value, "__array__"):
         raise InputError(f"{name}got {type(value).__name__}; expected an array, a tensor or lists")
+    if isinstance(value, list | tuple) and spec.dtype != "bool" and mixes_truth(value):
+        raise InputError(f"{name}has true or false among its numbers")
     try:
         array = np.asarray(_without_tensors(value, name))
         if array.dtype == object and all(isinstance(each, int | float) for each in array.flat):
@@ -240,6 +242,16 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
         what = "null or None" if bad is None else type(bad).__name__
         raise InputError(f"{name}has {what} where a number is expected")
     return array
+
+
+def mixes_truth(value: Any) -> bool:
+    """Return whether lists have truth values beside numbers. numpy takes them for 0 and 1."""
+    kinds, level = set[bool](), [value]
+    while level and len(kinds) < 2:
+        inside = [each for one in level for each in one]
+        level = [each for each in inside if isinstance(each, list | tuple)]
+        kinds |= {type(each) is bool for each in inside if isinstance(each, bool | int | float)}
+    return len(kinds) > 1
 
 
 def _without_tensors(value: Any, name: str) -> Any:

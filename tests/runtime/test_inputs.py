@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cpupack.runtime.arrays import MOST_FLOAT
@@ -81,6 +82,11 @@ def test_every_source_of_an_image_gives_the_same_answer(runner: Runner, tmp_path
     assert runner.predict(sources) == [wanted] * len(sources)
     with path.open("rb") as file, path.open("rb", buffering=0) as raw:
         assert [runner.predict(file), runner.predict(raw)] == [wanted, wanted]
+
+
+def test_pixels_may_be_a_tensor(runner: Runner) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    assert runner.predict(torch.from_numpy(pixels)) == runner.predict(pixels)
 
 
 def test_one_object_given_many_times_is_decoded_once(runner: Runner) -> None:
