@@ -26,6 +26,8 @@ def load_npy(path: Path | IO[bytes]) -> npt.NDArray[Any]:
             array = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory; this model takes .npy files") from None
     except UNREADABLE as error:
         why = why_unread(error)
         raise InputError(f"{path} is not an .npy file of numbers, which this model takes: {why}") from error

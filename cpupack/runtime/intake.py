@@ -58,6 +58,8 @@ class Intake:
             return load_row(self.signature, item, check_finite=self.check_finite)
         if isinstance(item, Mapping):
             (item,) = rows.by_name(self.signature, (item,), {}).values() or (None,)
+            if isinstance(item, list | tuple) and self._spec is None:  # numbers, as several inputs may be
+                item = rows.array_of(self.signature.inputs[0], item)
         if self._spec is not None:
             return self._load_pixels(item)
         shape = self.manifest.input_shape

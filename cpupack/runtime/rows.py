@@ -225,7 +225,8 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
     # Python has one kind of float and one of whole number, so lists become the input's own dtype. So do columns of
     # pandas, whose floats have 64 bits.
     if spec.dtype == "float32" and array.dtype.kind in "fiu":
-        return array.astype(np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused later
+            return array.astype(np.float32)
     if spec.dtype == "uint8" and array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
         return array.astype(np.uint8)
     if spec.dtype == "bool" and array.dtype.kind in "iu" and array.size and not (array & ~1).any():

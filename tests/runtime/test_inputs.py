@@ -329,16 +329,20 @@ def test_the_largest_values_are_taken(array_runner: Runner) -> None:
     assert array_runner(np.full((1, *INPUT_SHAPE), MOST_FLOAT, np.float32)).shape == (1, 4)
 
 
-def test_another_order_of_bytes_changes_nothing(array_runner: Runner, tmp_path: Path) -> None:
-    """Files of other programs have it: ``>f4`` is float32 with the first byte of each number in front."""
+def test_other_forms_of_the_same_numbers_change_nothing(array_runner: Runner, tmp_path: Path) -> None:
+    """Files of other programs have ``>f4``, float32 with the first byte of each number in front; JSON has lists."""
     batch = np.random.default_rng(0).standard_normal((2, *INPUT_SHAPE)).astype(np.float32)
     turned = batch.astype(">f4")
     np.testing.assert_array_equal(array_runner(turned), array_runner(batch))
     np.save(tmp_path / "turned.npy", turned[0])
-    for one in (turned[0], tmp_path / "turned.npy"):
+    for one in (turned[0], tmp_path / "turned.npy", {"input": batch[0].tolist()}):
         assert array_runner.predict(one) == array_runner.predict(batch[0])
     assert np.array_equal(array_of(TensorSpec("ids", (2,), "int64"), np.array([[1, 2]], ">i8")), [[1, 2]])
     assert array_of(TensorSpec("x", (2,)), np.array([[1, 2]], ">f4")).dtype == np.float32
+
+
+def test_a_directory_is_no_array(array_runner: Runner, tmp_path: Path) -> None:
+    fails(lambda: array_runner.predict(tmp_path), f"{tmp_path} is a directory; this model takes .npy files")
 
 
 def test_masked_arrays_are_refused_because_their_mask_would_be_lost(array_runner: Runner) -> None:
