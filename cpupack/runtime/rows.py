@@ -84,7 +84,7 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
         size = size_of_arrays(signature.inputs, signature.sizes, given)
         inputs = signature.inputs_of_size(size)
     arrays = {
-        each.name: batch_of(each, given[each.name], check_finite=check_finite, of_one=of_one)
+        each.name: batch_of(each, given[each.name], check_finite=False, of_one=of_one)
         for each in inputs
         if each.name in given
     }
@@ -97,6 +97,10 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
     for spec, place in zip(inputs, input_places(inputs), strict=True):
         rows[:, place] = spec.default if spec.name not in arrays else flat(spec, arrays[spec.name])
     add_sizes(inputs, rows)
+    if check_finite and not is_finite(rows):  # all inputs at once; then which of them it is
+        for spec in inputs:
+            if spec.name in arrays:
+                batch_of(spec, arrays[spec.name], of_one=of_one)
     return rows
 
 
