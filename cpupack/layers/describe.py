@@ -47,9 +47,11 @@ def describe_layers(
         if not isinstance(module, PixelModel):
             layers.walk(_graph(module), batch)
             return layers.facts()
-        assert some.preprocess is not None
-        pixels = torch.from_numpy(model_input(some.data, some.preprocess, pixel_input=True))
-        stem = layers.pixel_stem(module, batch_channels_last(pixels), some.preprocess)
+        if some.preprocess is None:  # data of the model's own floats
+            stem = layers.float_stem(module, batch)
+        else:
+            pixels = torch.from_numpy(model_input(some.data, some.preprocess, pixel_input=True))
+            stem = layers.pixel_stem(module, batch_channels_last(pixels), some.preprocess)
         layers.walk(_graph(module.body), stem)
         return layers.facts()
 

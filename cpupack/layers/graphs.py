@@ -54,6 +54,13 @@ class GraphLayers:
         self._input = own
         return value
 
+    def float_stem(self, model: PixelModel, batch: torch.Tensor) -> Any:
+        """Run the first convolution on normalized floats, record it, and return its output."""
+        assert isinstance(model.float_stem, fx.GraphModule)
+        value = _Walk(model.float_stem, self).run(batch)
+        self._input = self._own_call([node for node in model.float_stem.graph.nodes if node.op == "call_module"][-1])
+        return value
+
     def walk(self, graph: fx.GraphModule, value: Any) -> None:
         """Run a part of the INT8 model on ``value``, its input, and record each node that computes."""
         _Walk(graph, self).run(value)

@@ -45,8 +45,7 @@ def native_layers(
         batch = batch_channels_last(samples.tensor(slice(None)))
         keeper = _Keeper(floats, wanted)
         keeper.run(batch)
-        if model.pixel_input:
-            assert samples.preprocess is not None
+        if model.pixel_input and samples.preprocess is not None:  # it takes floats too, as they are
             pixels = model_input(samples.data, samples.preprocess, pixel_input=True)
             batch = batch_channels_last(torch.from_numpy(pixels))
         runs = _runs(model, batch)

@@ -26,6 +26,8 @@ def load_npy(path: Path | IO[bytes]) -> npt.NDArray[Any]:
             array = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory; this model takes .npy files") from None
     except UNREADABLE as error:
         why = why_unread(error)
         raise InputError(f"{path} is not an .npy file of numbers, which this model takes: {why}") from error
@@ -80,6 +82,11 @@ def of_tensor(value: Any, name: str) -> npt.NDArray[Any] | None:
         raise InputError(f"{name}got {dtype} {tuple(value.shape)}, which numpy has not; convert it: float()") from None
 
 
+def in_own_order(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array whose numbers have this machine's order of bytes. Files of other programs may have another."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def load_array(item: Any, shape: tuple[int, ...] | None, *, check_finite: bool) -> npt.NDArray[np.float32]:
     """Return one float32 input of ``shape``, None for any: an array, a tensor, an ``.npy`` file or its path.
 
@@ -98,6 +105,7 @@ def load_array(item: Any, shape: tuple[int, ...] | None, *, check_finite: bool) 
     else:
         wanted = "" if shape is None else f" {shape}"
         raise InputError(f"got {type(item).__name__}; expected a float32 array{wanted} or an .npy file")
+    array = in_own_order(array)
     if shape is not None and (array.dtype != np.float32 or array.shape != shape):
         raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
     if check_finite and array.dtype == np.float32 and array.size and not is_finite(array):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import rows
-from .arrays import is_masked, load_array, of_tensor, require_finite
+from .arrays import in_own_order, is_masked, load_array, of_tensor, require_finite
 from .errors import InputError
 from .images.inputs import mean_color
 from .images.spec import PreprocessSpec
@@ -58,6 +58,8 @@ class Intake:
             return load_row(self.signature, item, check_finite=self.check_finite)
         if isinstance(item, Mapping):
             (item,) = rows.by_name(self.signature, (item,), {}).values() or (None,)
+            if isinstance(item, list | tuple) and self._spec is None:  # numbers, as several inputs may be
+                item = rows.array_of(self.signature.inputs[0], item)
         if self._spec is not None:
             return self._load_pixels(item)
         shape = self.manifest.input_shape
@@ -75,6 +77,7 @@ class Intake:
             batch = tensor
         if not isinstance(batch, np.ndarray) or is_masked(batch):
             raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a plain numpy array")
+        batch = in_own_order(batch)
         self.check_batch(_TAKEN.get(batch.dtype) or str(batch.dtype), batch.shape)
         return self.finite(batch)
 
@@ -132,7 +135,8 @@ class Intake:
         assert self._spec is not None
         from .images.fast import load_pixels  # here: it brings Pillow, which callers with batches do not need
 
-        pixels = load_pixels(item, self._spec)
+        tensor = of_tensor(item, "")
+        pixels = load_pixels(item if tensor is None else tensor, self._spec)
         if self.sizes is not None:
             try:
                 return self.sizes.fill(pixels, mean_color(self._spec))

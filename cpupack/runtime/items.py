@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import array_in, load_npy, why_unread
+from .arrays import array_in, load_npy, of_tensor, why_unread
 from .errors import InputError
 from .files import UNREADABLE
 from .images.paths import check_path, path_errors
@@ -98,7 +98,8 @@ def load_value(spec: TensorSpec, value: Any) -> Array:
     """
     try:
         if spec.pixel_shape is not None and not is_floats(value):
-            return _pixels(spec, value)
+            tensor = of_tensor(value, "")
+            return _pixels(spec, value if tensor is None else tensor)
         if isinstance(value, str | os.PathLike) or hasattr(value, "read"):
             return load_npy(Path(value) if isinstance(value, str | os.PathLike) else value)
     except InputError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import MOST_FLOAT, is_finite, is_masked, of_tensor
+from .arrays import MOST_FLOAT, in_own_order, is_finite, is_masked, of_tensor
 from .errors import InputError
 from .images.inputs import random_input
 from .images.spec import normalize
@@ -16,6 +16,7 @@ from .open_inputs import names_of, typical_size
 from .open_sizes import OpenSizes, Size
 from .signature import Array, Floats, Signature
 from .tensor_spec import (
+    DTYPES,
     LARGEST_EXACT,
     TensorSpec,
     batch_text,
@@ -25,8 +26,11 @@ from .tensor_spec import (
     takes_rows,
 )
 
+_DTYPES = {name: np.dtype(name) for name in DTYPES}
 _SOME_IDS = 256
 """How many ids random values have where any whole number is fine."""
+SKIPS_CHECK = " (Runner(check_finite=False) skips this check)"
+"""Ends what is said of a value that is not finite."""
 _MOSTLY = 0.9
 """The share of ones in a random mask: a sample without any would have nothing to attend to."""
 
@@ -80,7 +84,7 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
         size = size_of_arrays(signature.inputs, signature.sizes, given)
         inputs = signature.inputs_of_size(size)
     arrays = {
-        each.name: batch_of(each, given[each.name], check_finite=check_finite, of_one=of_one)
+        each.name: batch_of(each, given[each.name], check_finite=False, of_one=of_one)
         for each in inputs
         if each.name in given
     }
@@ -93,6 +97,10 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
     for spec, place in zip(inputs, input_places(inputs), strict=True):
         rows[:, place] = spec.default if spec.name not in arrays else flat(spec, arrays[spec.name])
     add_sizes(inputs, rows)
+    if check_finite and not is_finite(rows):  # all inputs at once; then which of them it is
+        for spec in inputs:
+            if spec.name in arrays:
+                batch_of(spec, arrays[spec.name], of_one=of_one)
     return rows
 
 
@@ -161,6 +169,24 @@ def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True, of_one:
     pixels ``(n, height, width, channels)``. Raises InputError that names the input, as ``pack`` does.
     """
     array = array_of(spec, value)
+    # A message has the name of the dtype, for which numpy takes longer than a small layer.
+    if not len(array.shape) or not len(array) or array.shape[1:] != _shape_of(spec, array.dtype):
+        raise _unfit(spec, array, of_one=of_one)
+    _check_values(spec, array, check_finite=check_finite)
+    check_blank(spec, array)
+    return array
+
+
+def _shape_of(spec: TensorSpec, dtype: np.dtype[Any]) -> tuple[int, ...] | None:
+    """Return the shape of a sample of this dtype, None where the input takes no such values."""
+    if spec.pixel_shape is not None and dtype == np.uint8:
+        return spec.pixel_shape
+    fits = dtype == _DTYPES[spec.dtype] or (spec.dtype == "int64" and dtype.kind in "iub")
+    return spec.shape if fits else None
+
+
+def _unfit(spec: TensorSpec, array: Array, *, of_one: bool) -> InputError:
+    """Return what is said of a batch that has another dtype or shape than the input, or no sample."""
     wanted = {_dtype_of(spec, array): spec.shape}
     if spec.pixel_shape is not None:
         wanted["uint8"] = spec.pixel_shape
@@ -169,17 +195,13 @@ def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True, of_one:
     got = f'input "{spec.name}": got {array.dtype} {given}'
     shape = wanted.get(str(array.dtype))
     if shape is None:
-        raise InputError(f"{got}; expected {expected}")
+        return InputError(f"{got}; expected {expected}")
     if array.shape[1:] != shape or array.ndim != len(shape) + 1:
         missing = "; a batch is a list of samples here" if of_one and given[1:] == shape else ""
         if array.shape == shape:
             missing = f"; add the batch dimension: {spec.name}[None]"
-        raise InputError(f"{got}; expected {expected}{missing}")
-    if not len(array):
-        raise InputError(f"{got}, an empty batch; expected {expected} with n >= 1")
-    _check_values(spec, array, check_finite=check_finite)
-    check_blank(spec, array)
-    return array
+        return InputError(f"{got}; expected {expected}{missing}")
+    return InputError(f"{got}, an empty batch; expected {expected} with n >= 1")
 
 
 def array_of(spec: TensorSpec, value: Any) -> Array:
@@ -193,9 +215,11 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
     if is_masked(value):
         raise InputError(f"{name}got a masked array; expected a plain one")
     if isinstance(value, np.ndarray | np.generic):
-        return np.asarray(value)
+        return in_own_order(np.asarray(value))
     if not isinstance(value, list | tuple | int | float) and not hasattr(value, "__array__"):
         raise InputError(f"{name}got {type(value).__name__}; expected an array, a tensor or lists")
+    if isinstance(value, list | tuple) and spec.dtype != "bool" and mixes_truth(value):
+        raise InputError(f"{name}has true or false among its numbers")
     try:
         array = np.asarray(_without_tensors(value, name))
         if array.dtype == object and all(isinstance(each, int | float) for each in array.flat):
@@ -205,7 +229,8 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
     # Python has one kind of float and one of whole number, so lists become the input's own dtype. So do columns of
     # pandas, whose floats have 64 bits.
     if spec.dtype == "float32" and array.dtype.kind in "fiu":
-        return array.astype(np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused later
+            return array.astype(np.float32)
     if spec.dtype == "uint8" and array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
         return array.astype(np.uint8)
     if spec.dtype == "bool" and array.dtype.kind in "iu" and array.size and not (array & ~1).any():
@@ -222,6 +247,16 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
         what = "null or None" if bad is None else type(bad).__name__
         raise InputError(f"{name}has {what} where a number is expected")
     return array
+
+
+def mixes_truth(value: Any) -> bool:
+    """Return whether lists have truth values beside numbers. numpy takes them for 0 and 1."""
+    kinds, level = set[bool](), [value]
+    while level and len(kinds) < 2:
+        inside = [each for one in level for each in one]
+        level = [each for each in inside if isinstance(each, list | tuple)]
+        kinds |= {type(each) is bool for each in inside if isinstance(each, bool | int | float)}
+    return len(kinds) > 1
 
 
 def _without_tensors(value: Any, name: str) -> Any:
@@ -267,8 +302,8 @@ def _check_values(spec: TensorSpec, array: Array, *, check_finite: bool) -> None
             sample = next(number for number, one in enumerate(array) if not is_finite(one))
             bad = array[sample][~(np.abs(array[sample]) <= MOST_FLOAT)].flat[0]
             raise InputError(
-                f'input "{spec.name}": sample {sample} has {bad:g}; it must be finite and at most {MOST_FLOAT:g} '
-                "(Runner(check_finite=False) skips this check)"
+                f'input "{spec.name}": sample {sample} has {bad:g}; it must be finite and at most {MOST_FLOAT:g}'
+                + SKIPS_CHECK
             )
         return
     if spec.dtype == "bool":

@@ -63,13 +63,12 @@ class Stream:
         with self._one_at_a_time:
             batch = rows.pack(self._signature, {**given, **self._fitting(given)}, check_finite=self._check_finite)
             signature = self._of_size(batch)
-            values = self._run(batch)
-            raw = signature.split(values)
+            raw = signature.split(self._run(batch))
             state = {spec.name: raw[output.name] for spec, output in self._specs.values()}
             if self._check_finite:
                 _require_finite(state)
             self._state = state
-        found = self._results(signature, values)
+        found = self._results(signature, raw)
         torch = sys.modules.get("torch")
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
             return found
@@ -145,9 +144,9 @@ class Stream:
         sizes = self._signature.sizes
         return self._signature if sizes is None else self._signature.of_size(sizes.size_in(batch))
 
-    def _results(self, signature: Signature, values: Floats) -> Any:
+    def _results(self, signature: Signature, raw: Mapping[str, Floats]) -> Any:
         states = {output.name for _, output in self._specs.values()}
-        found = {name: each for name, each in signature.unpack(values).items() if name not in states}
+        found = {each.name: each.finish(raw[each.name]) for each in signature.outputs if each.name not in states}
         return next(iter(found.values())) if len(found) == 1 else found
 
     def __reduce__(self) -> NoReturn:

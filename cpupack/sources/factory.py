@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -16,8 +17,9 @@ from cpupack.errors import CalibrationError, CpupackError, ModelError
 from cpupack.model.sources import load_factory
 from cpupack.model.user_code import describe_failure
 from cpupack.sources.answers import class_labels, metric_targets
+from cpupack.sources.arrays import DATA_KEYS
 from cpupack.sources.named import row_of_item, split_item
-from cpupack.sources.request import Request, floats_of, pixels_of, warn_of_raw_pixels
+from cpupack.sources.request import Request, array_of, floats_of, image_of, pixels_of, warn_of_raw_pixels
 from cpupack.sources.texts import is_text_item, samples_of_texts, text_item
 
 _YIELD = "yield pairs: of a sample and its label, or for a metric its target"
@@ -53,7 +55,7 @@ def read(spec: str, request: Request) -> Samples:
         request.check_memory(len(items))
         rows = np.stack([row_of_item(value, request, name) for (value, _), name in zip(pairs, names, strict=True)])
         return Samples(rows, request.spec, tuple(names), labels=labels, targets=targets)
-    samples = [value if isinstance(value, Image.Image) else _array(value) for value, _ in pairs]
+    samples = [_sample_of(value, request, name) for (value, _), name in zip(pairs, names, strict=True)]
     if request.preprocess is not None and all(map(_is_pixels, samples)):
         pixels = np.stack([pixels_of(sample, request, name) for sample, name in zip(samples, names, strict=True)])
         return Samples(pixels, request.spec, tuple(names), request.preprocess, labels=labels, targets=targets)
@@ -133,11 +135,30 @@ def _sample(batch: Any, number: int) -> Any:
 def _pair(item: Any) -> tuple[Any, Any]:
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
+    if isinstance(item, tuple) and len(item) == 1:  # of a TensorDataset without labels
+        return item[0], None
     return item, None
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(value)
+def _sample_of(value: Any, request: Request, name: str) -> Any:
+    """Return a sample of the only input: a PIL image, or an array. An image may be named by its path.
+
+    Raises CalibrationError for what is neither.
+    """
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, Mapping):
+        (own,) = request.inputs
+        if len(value) != 1 or next(iter(value)) not in {own.name, *DATA_KEYS}:
+            raise CalibrationError(
+                f"{request.spec}: {name} is a dict with {', '.join(map(str, value)) or 'nothing'}, and the model has "
+                "one input",
+                hint="yield its array alone, or (array, label) pairs",
+            )
+        return _sample_of(next(iter(value.values())), request, name)
+    if request.preprocess is not None and isinstance(value, str | bytes | os.PathLike):
+        return image_of(value, request, name)
+    return array_of(value, request, name)
 
 
 def _is_pixels(sample: Any) -> bool:

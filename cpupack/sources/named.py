@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,10 @@ from PIL import Image
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.rows import add_sizes, batch_of, by_name, flat, random_batch
+from cpupack.runtime.rows import SKIPS_CHECK, add_sizes, batch_of, by_name, flat, random_batch
 from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_text
-from cpupack.sources.request import Array, Floats, Request, centre, pixels_of
+from cpupack.sources.request import Array, Floats, Request, array_of, centre, image_of, pixels_of
 
 _ROWS_AT_ONCE = 256
 
@@ -69,8 +70,12 @@ def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str]
     try:
         return batch_of(spec, data, of_one=of_one)
     except InputError as error:
+        if len(names) > 1 and ": sample " in str(error):  # which of them has such a value
+            for name, one in zip(names, data, strict=True):
+                _batch(spec, one[None], request, [name], of_one=True)
         where = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        raise CalibrationError(f"{request.spec}: {where}: {error}") from error
+        told = str(error).removesuffix(SKIPS_CHECK).replace(": sample 0 has", " has") if of_one else str(error)
+        raise CalibrationError(f"{request.spec}: {where}: {told}") from error
 
 
 def check_sizes(shapes: Mapping[str, Sequence[int]], request: Request, where: str) -> None:
@@ -142,11 +147,9 @@ def _one(spec: TensorSpec, value: Any, request: Request, name: str) -> Array:
         if spec.preprocess is None:
             raise CalibrationError(f"{request.spec}: {name}: {spec.name} is a PIL image, and has no [input.preprocess]")
         return pixels_of(value, dataclasses.replace(request, inputs=(spec,)), name)[None]
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CalibrationError(f"{request.spec}: {name}: {spec.name} is no array: {error}") from error
-    return array[None]
+    if spec.preprocess is not None and isinstance(value, str | bytes | os.PathLike):
+        return _one(spec, image_of(value, request, name), request, name)
+    return array_of(value, request, f"{name}: {spec.name}")[None]
 
 
 def split_item(item: Any, request: Request) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import psutil
+import torch
 from PIL import Image
 
 from cpupack.errors import CalibrationError
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.tables.signature import NamedSizes
+from cpupack.runtime.arrays import of_tensor
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.host import cgroup
 from cpupack.runtime.host.probe import HostProbe
@@ -116,6 +119,35 @@ def workers() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def array_of(value: Any, request: Request, name: str) -> Array:
+    """Return what a user's code gives for one input as an array; a tensor in any form whose values numpy can hold.
+
+    Raises CalibrationError with ``name`` for what is no array of numbers.
+    """
+    try:
+        half = isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+        tensor = of_tensor(value.float() if half else value, "")
+        array = np.asarray(value) if tensor is None else tensor
+    except (ValueError, TypeError, RuntimeError, InputError) as error:
+        raise CalibrationError(f"{request.spec}: {name} is no array: {error}") from error
+    if array.dtype.kind not in "biufc":
+        raise CalibrationError(
+            f"{request.spec}: {name} is a {type(value).__name__}"
+            + ("" if array.dtype == object and not isinstance(value, np.ndarray) else f" of {array.dtype}")
+            + ", not an array of numbers",
+            hint="yield arrays or tensors; images may also be PIL images or paths, where the recipe has [preprocess]",
+        )
+    return array
+
+
+def image_of(file: str | bytes | os.PathLike[str], request: Request, name: str) -> Image.Image:
+    """Return the image in a file, or in its bytes. Raises CalibrationError with ``name``."""
+    try:
+        return decode_image(file)
+    except InputError as error:
+        raise CalibrationError(f"{request.spec}: {name}: {error}") from error
 
 
 def pixels_of(image: Image.Image | Array, request: Request, name: str) -> Pixels:

@@ -17,13 +17,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cpupack.runtime.arrays import MOST_FLOAT
 from cpupack.runtime.errors import InputError, RunnerError
 from cpupack.runtime.images import fast, preprocess
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
+from cpupack.runtime.rows import array_of
 from cpupack.runtime.runner import Runner
+from cpupack.runtime.tensor_spec import TensorSpec
 from helpers.tiny_package import INPUT_SHAPE, PREPROCESS, RUNTIME
 from helpers.waiting import PATIENCE_S
 
@@ -79,6 +82,11 @@ def test_every_source_of_an_image_gives_the_same_answer(runner: Runner, tmp_path
     assert runner.predict(sources) == [wanted] * len(sources)
     with path.open("rb") as file, path.open("rb", buffering=0) as raw:
         assert [runner.predict(file), runner.predict(raw)] == [wanted, wanted]
+
+
+def test_pixels_may_be_a_tensor(runner: Runner) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    assert runner.predict(torch.from_numpy(pixels)) == runner.predict(pixels)
 
 
 def test_one_object_given_many_times_is_decoded_once(runner: Runner) -> None:
@@ -319,6 +327,22 @@ def test_float_input_that_is_not_finite_is_refused(
 
 def test_the_largest_values_are_taken(array_runner: Runner) -> None:
     assert array_runner(np.full((1, *INPUT_SHAPE), MOST_FLOAT, np.float32)).shape == (1, 4)
+
+
+def test_other_forms_of_the_same_numbers_change_nothing(array_runner: Runner, tmp_path: Path) -> None:
+    """Files of other programs have ``>f4``, float32 with the first byte of each number in front; JSON has lists."""
+    batch = np.random.default_rng(0).standard_normal((2, *INPUT_SHAPE)).astype(np.float32)
+    turned = batch.astype(">f4")
+    np.testing.assert_array_equal(array_runner(turned), array_runner(batch))
+    np.save(tmp_path / "turned.npy", turned[0])
+    for one in (turned[0], tmp_path / "turned.npy", {"input": batch[0].tolist()}):
+        assert array_runner.predict(one) == array_runner.predict(batch[0])
+    assert np.array_equal(array_of(TensorSpec("ids", (2,), "int64"), np.array([[1, 2]], ">i8")), [[1, 2]])
+    assert array_of(TensorSpec("x", (2,)), np.array([[1, 2]], ">f4")).dtype == np.float32
+
+
+def test_a_directory_is_no_array(array_runner: Runner, tmp_path: Path) -> None:
+    fails(lambda: array_runner.predict(tmp_path), f"{tmp_path} is a directory; this model takes .npy files")
 
 
 def test_masked_arrays_are_refused_because_their_mask_would_be_lost(array_runner: Runner) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from cpupack.runtime.errors import InputError, IntegrityError
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.items import check_files, load_row, parsed_values
-from cpupack.runtime.rows import by_name, pack, random_rows
+from cpupack.runtime.rows import array_of, by_name, pack, random_rows
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec
 
@@ -255,3 +255,11 @@ def test_a_signature_survives_its_manifest() -> None:
     for damaged in ({"name": "x"}, {**inputs[1], "shape": [0]}, {**inputs[1], "dtype": "int7"}, inputs[0]):
         with pytest.raises(IntegrityError, match="damaged"):
             Signature.from_dicts([*inputs[:1], damaged], outputs)
+
+
+@pytest.mark.parametrize("value", [[0.5, True], [[1, 2], [3, False]], [(True, 1)]])
+def test_truth_values_among_numbers_are_refused(value: Any) -> None:
+    """numpy takes them for 0 and 1. Ones alone are no numbers of a float input, and a mask for ids."""
+    with pytest.raises(InputError, match='input "x": has true or false among its numbers'):
+        array_of(TensorSpec("x", (2,)), value)
+    assert array_of(TensorSpec("ids", (2,), "int64"), [[True, False]]).dtype == bool

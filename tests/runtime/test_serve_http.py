@@ -392,5 +392,18 @@ def test_a_model_that_takes_arrays(array_package_dir: Path) -> None:
         for body, words in [(b"\x93NUMPY", "not an .npy"), (b"x", "send JSON"), (out.getvalue()[:200], "not an .npy")]:
             answer = served.ask("POST", "/predict", body)
             assert (answer.status, words in answer.json()["error"]) == (400, True), answer.body
-        answer = served.ask("POST", "/predict", b'{"inputs": [[1, 2]]}', {"Content-Type": "application/json"})
-        assert (answer.status, "expected numbers of shape (n, 3, 16, 16)" in answer.json()["error"]) == (400, True)
+        body = json.dumps({"inputs": [{"input": one} for one in values.tolist()]}).encode()
+        answer = served.ask("POST", "/predict", body, {"Content-Type": "application/json"})
+        assert [one["top"][0]["index"] for one in answer.json()["predictions"]] == best
+        for value, words in [
+            ("[1, 2]", "expected numbers of shape (n, 3, 16, 16)"),
+            ("[1, 2], [1]", "rows of different lengths (1, 2); pad them to (n, 3, 16, 16)"),
+            ("[null]", "has null or None where a number is expected"),
+            ('["1"]', "inputs are texts (1, 1); expected numbers"),
+            ("[1" + "0" * 400 + "]", "which no float32 holds"),
+            ("[1, true]", "true or false among its numbers"),
+            ('{"x": [1]}', 'the model has no input "x"; it takes input float32 (n, 3, 16, 16)'),
+        ]:
+            body = f'{{"inputs": [{value}]}}'.encode()
+            answer = served.ask("POST", "/predict", body, {"Content-Type": "application/json"})
+            assert (answer.status, words in answer.json()["error"]) == (400, True), answer.body

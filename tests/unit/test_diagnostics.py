@@ -113,6 +113,26 @@ def test_moved_counts_the_last_quarter_alone() -> None:
     assert growth((0.0, 0.0), (0.0, 1.0)) == float("inf")
 
 
+def test_the_first_step_of_a_loop_is_no_dead_layer() -> None:
+    """It reads a state of zeros, so what it gives never changes. A layer that always does so is named."""
+
+    class Loop(torch.nn.Module):
+        def __init__(self, steps: int) -> None:
+            super().__init__()
+            self.own, self.state, self.steps = torch.nn.Linear(3, 4), torch.nn.Linear(4, 4), steps
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = x.new_zeros(len(x), 4)
+            for step in range(self.steps):
+                h = torch.tanh(self.own(x) + self.state(h)) * (step + 1)
+            return h
+
+    for steps, warned in ((3, False), (1, True)):
+        data = samples((3,), count=64)
+        _, found = calibrated(Loop(steps), recipe((3,)), data)
+        assert any("never change" in each for each in report_on(found).warnings) == warned
+
+
 def test_a_dead_and_a_constant_channel_are_found() -> None:
     module = Two()
     with torch.no_grad():

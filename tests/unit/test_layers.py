@@ -211,6 +211,17 @@ def test_a_model_that_takes_pixels_is_described_on_pixels() -> None:
     assert all(fact.output_sqnr_db is not None and fact.output_sqnr_db > 20.0 for fact in facts.values())
 
 
+@pytest.mark.parametrize("engine_name", [EIGHT_BITS, pytest.param("native", marks=needs_kernels)])
+def test_a_model_that_takes_pixels_is_described_on_floats_too(engine_name: str) -> None:
+    """Calibration data may be the model's own floats: ``samples`` are of no images."""
+    spec = recipe(preprocess={"resize": 8, "crop": 8})
+    facts, int8, _ = described(Block(), engine_name, spec=spec, data=samples((3, 8, 8)))
+    assert int8.pixel_input
+    assert "first" in facts
+    assert all(fact.output_sqnr_db is None or fact.output_sqnr_db > 20.0 for fact in facts.values())
+    assert any(fact.output_sqnr_db is not None for fact in facts.values())
+
+
 def test_a_note_names_the_users_module_in_a_model_that_takes_pixels() -> None:
     spec = recipe(preprocess={"resize": 8, "crop": 8}, quantize={"skip": ["fc"]})
     model, found = calibrated(Block(), spec)

@@ -14,7 +14,7 @@ from cpupack import accuracy
 from cpupack.graph.native_model import NativeModel
 from helpers.lowered import BOUND_DB, needs_kernels
 from helpers.lowered_text import LENGTH, WIDTH, WORDS, lowered, texts
-from helpers.tiny_models import ENGINES, run
+from helpers.tiny_models import EIGHT_BITS, ENGINES, run
 
 pytestmark = needs_kernels
 
@@ -202,6 +202,13 @@ TABLE = torch.arange(WORDS * 3, dtype=torch.float32).reshape(WORDS, 3) / 7
         lambda ids, mask: torch.cumsum(mask.ne(0).long(), 1) * ids.clamp(max=20).float(),
         lambda ids, mask: TABLE[ids],
         lambda ids, mask: TABLE[-ids],
+        lambda ids, mask: (ids & 7) + (-ids & 12) * 64 + ((ids >> 3) & 1) * 1024,
+        lambda ids, mask: (-ids.clamp(0, 60) >> 2) + (mask.clamp(0, 1) << 7) + ~ids.clamp(0, 60),
+        lambda ids, mask: ((ids[:, :1] >> torch.arange(6)) & 1).sum(1, keepdim=True),
+        lambda ids, mask: (ids & (2 ** torch.arange(LENGTH))) != 0,
+        lambda ids, mask: ~ids.clamp(0, 60).to(torch.uint8) // 2 + (80 - ids.clamp(0, 60).to(torch.uint8)),
+        lambda ids, mask: (torch.sigmoid(ids - 30.5) * 255).to(torch.uint8) // 2,
+        lambda ids, mask: (ids * 9.0).clamp(0, 200).byte(),
         lambda ids, mask: torch.where(mask[..., None] > 0, TABLE[ids], TABLE[mask]),
     ],
 )
@@ -229,6 +236,12 @@ def test_products_beyond_what_float32_holds_are_left_to_torch() -> None:
         lambda ids, mask: ((ids * 1000003) % 16777259 + 16777216).roll(1, 1),  # an odd number there has no float32
         lambda ids, mask: torch.gather(ids, 1, (mask.sum(1) - 1).clamp(min=0)[:, None]),
         lambda ids, mask: (mask.sum(1, keepdim=True) - 1).clamp(min=0) * 2,
+        lambda ids, mask: ids.clamp(0, 60).to(torch.uint8) * 5,  # beyond 255 bytes begin anew at 0
+        lambda ids, mask: ids.clamp(0, 60).to(torch.uint8) - mask.clamp(0, 1).to(torch.uint8) * 40,
+        lambda ids, mask: -ids.clamp(0, 60).to(torch.uint8),
+        lambda ids, mask: ids.clamp(0, 60).to(torch.int8) * mask.clamp(0, 1).to(torch.int8) * 3,
+        lambda ids, mask: (mask - 1).to(torch.uint8),
+        lambda ids, mask: (ids & 5) + (ids | 3) + (ids ^ 1),
     ],
 )
 def test_whole_numbers_that_torch_computes_are_exact(
@@ -238,6 +251,32 @@ def test_whole_numbers_that_torch_computes_are_exact(
     model, int8 = lowered(Function(function))
     data = texts(LENGTH, 1, 4, 9)
     assert np.array_equal(run(model, data)[:, LENGTH * 8 :], run(int8, data)[:, LENGTH * 8 :])
+
+
+@pytest.mark.parametrize("engine", ["native", EIGHT_BITS])
+@pytest.mark.parametrize(
+    "joined",
+    [
+        lambda x, ids, mask: x * (mask > 0)[..., None],
+        lambda x, ids, mask: x * mask.bool().any(1)[:, None, None],
+        lambda x, ids, mask: x + ids[..., None],
+        lambda x, ids, mask: torch.cat([x[..., 1:], (ids > 9)[..., None]], 2),
+    ],
+)
+def test_whole_numbers_beside_floats(joined: Callable[..., torch.Tensor], engine: str) -> None:
+    """Torch's INT8 has no codes for them: such a sum, product or concatenation stays FP32."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.up, self.out = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 8)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.out(joined(torch.relu(self.up(self.words(ids))), ids, mask))
+
+    model, int8 = lowered(Net(), engine=engine)
+    data = texts(LENGTH, 1, 4, 9)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
 
 
 def test_the_last_token_of_a_causal_encoder() -> None:

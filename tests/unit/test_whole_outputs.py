@@ -24,6 +24,7 @@ from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse
 from cpupack.stages.load import load
 from cpupack.stages.quantize import quantize
+from cpupack.stages.verify.outputs import run_reference
 from helpers.lowered import needs_kernels
 from helpers.tiny_models import samples, target
 
@@ -57,6 +58,15 @@ class Last(nn.Module):
         steps, _ = self.cells(x)
         last = steps.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, 8))
         return self.scores(last[:, 0]) + kind[:, None]
+
+
+class Key(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.one(x), (x > 0).long() * 16777217
 """
 IMAGE: dict[str, Any] = {"input_shape": [3, 8, 8]}
 
@@ -94,6 +104,13 @@ def test_whole_numbers_are_answered_as_what_they_are(tmp_path: Path, several: bo
     assert dtypes == {"mask": "bool", "best": "float32", "places": "int64", "count": "int64"}
     assert np.array_equal(wanted["count"], wanted["mask"].sum((1, 2)))
     assert np.array_equal(answers["count"], answers["mask"].sum((1, 2)))
+
+
+def test_numbers_that_a_wheel_would_round_are_refused(tmp_path: Path) -> None:
+    """2^24 + 1 is 2^24 in float32."""
+    _, model = loaded(tmp_path, "Key", {"input_shape": [3]})
+    with pytest.raises(ModelError, match=r'"output_1" has whole numbers up to 1677721\d, and a wheel has them exactly'):
+        run_reference(model, samples((3,)), SilentProgress())
 
 
 def test_whole_numbers_are_compared_by_how_many_are_equal() -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..open_sizes import Size
-from ..rows import pack
+from ..rows import mixes_truth, pack
 from ..signature import Signature
 from ..tensor_spec import TensorSpec
 from .multipart import Part
@@ -112,19 +112,9 @@ def _value(spec: TensorSpec | None, name: str, value: Any, number: int) -> Any:
             raise InputError(f"input {number}: {name} is no array of numbers; it has {array.dtype} among its elements")
         with np.errstate(over="ignore"):  # what becomes infinite is refused later
             return array.astype(np.float32)
-    if isinstance(value, list) and spec is not None and spec.dtype != "bool":
-        _check_no_truth(value, name, number)
-    return value
-
-
-def _check_no_truth(value: list[Any], name: str, number: int) -> None:
-    """Raise InputError where truth values are mixed with numbers. numpy takes them for 0 and 1."""
-    try:
-        kinds = kinds_of(value)
-    except RecursionError:
-        raise InputError(f"input {number}: {name} is nested too deeply") from None
-    if bool in kinds and len(kinds) > 1:
+    if isinstance(value, list) and spec is not None and spec.dtype != "bool" and mixes_truth(value):
         raise InputError(f"input {number}: {name} has true or false among its numbers")
+    return value
 
 
 def _image(text: str, name: str, number: int) -> bytes:

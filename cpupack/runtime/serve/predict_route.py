@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..plain import to_plain
+from ..rows import array_of, by_name
 from ..tasks.spec import CLASSIFICATION, RAW
 from . import multipart
 from .model import ARRAY_FILE, IMAGE, NAMED, TEXTS, Data, ServedModel
@@ -21,7 +22,7 @@ from .named import Sample, sample_of_form, samples_of_json
 from .protocol import InputTensor, read_json
 from .request import Format, Request
 from .service import Timing
-from .tensors import kinds_of, to_json
+from .tensors import to_json
 from .texts import is_text_json, texts_of_form, texts_of_json, wanted_text
 
 DEFAULT_TOP_K = 5
@@ -180,19 +181,19 @@ def _arrays(model: ServedModel, items: Sequence[Any]) -> Data:
     return _array(model, items)
 
 
+def _only(model: ServedModel, item: Any) -> Any:
+    """Return the value of the only input, which an object may have by its name."""
+    return next(iter(by_name(model.signature, (item,), {}).values())) if isinstance(item, dict) else item
+
+
 def _array(model: ServedModel, items: Sequence[Any]) -> Data:
     shape = model.input.shape[1:]
+    (spec,) = model.signature.inputs
     wild = len(shape) if -1 in shape else 0  # the sizes of images are checked with the tensor
-    try:
-        array = np.array(items)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"inputs cannot be one array: {error}") from None
-    if array.dtype.kind in "iuf" and bool in kinds_of(list(items)):
-        raise InputError("inputs have true or false among their numbers")
-    if array.dtype.kind not in "iuf" or (array.ndim != 1 + wild if wild else array.shape[1:] != shape):
+    array = array_of(spec, [_only(model, item) for item in items])
+    if array.dtype != np.float32 or (array.ndim != 1 + wild if wild else array.shape[1:] != shape):
+        what = "texts" if array.dtype.kind == "U" else array.dtype
         raise InputError(
-            f"inputs are {array.dtype} {array.shape}; expected numbers of shape (n, {', '.join(map(str, shape))})"
+            f"inputs are {what} {array.shape}; expected numbers of shape (n, {', '.join(map(str, shape))})"
         )
-    with np.errstate(over="ignore"):  # what becomes infinite is refused below
-        floats = array.astype(np.float32)
-    return model.read_tensor(InputTensor(model.input.name, "FP32", floats.shape, floats))
+    return model.read_tensor(InputTensor(model.input.name, "FP32", array.shape, array))

@@ -28,6 +28,8 @@ _SHARES_RANGE = (
     *SHAPES, *MAX_POOLS, *AVERAGE_POOLS, *ADAPTIVE_POOLS, nn.ReLU, torch.mean, F.interpolate, F.pad,
 )  # fmt: skip
 """What gives values that may keep their operand's scale and zero point."""
+_JOIN = (torch.add, torch.mul, torch.cat, torch.matmul)
+"""What may have truth values and whole numbers beside floats, as a mask that is multiplied."""
 _POOLS_OF_QNNPACK = (nn.AvgPool2d, nn.MaxPool2d, nn.MaxPool3d, nn.Softmax)
 _INTERPOLATED = ("nearest", "bilinear")
 """The modes of ``F.interpolate`` that torch has in INT8."""
@@ -83,7 +85,14 @@ def reasons_in_float(
     splines = pieces(graph)
     wrong = (_is_wrong_arithmetic(engine), _is_wrong_pooling(graph, engine), _is_fixed_in_cat(graph))
 
-    def moves_no_floats(node: fx.Node) -> bool:
+    def has_floats(node: fx.Node) -> bool:
+        while node.meta[STATS_NAME] not in calibrated.stats and node.target in SHAPES:
+            node = node.all_input_nodes[0]
+        return node.op == "get_attr" or node.meta[STATS_NAME] in calibrated.stats
+
+    def has_no_floats(node: fx.Node) -> bool:
+        if node.target in _JOIN:
+            return not all(map(has_floats, node.all_input_nodes))
         moved = node.target in SHAPES and node.meta.get("shape") is not None
         return moved and node.meta[STATS_NAME] not in calibrated.stats
 
@@ -104,7 +113,7 @@ def reasons_in_float(
             return reasons.LEVELS
         if node in spectral:
             return reasons.SPECTRUM
-        if moves_no_floats(node):
+        if has_no_floats(node):
             return reasons.NO_FLOATS
         if _is_interpolated_otherwise(node):
             return reasons.INTERPOLATION

@@ -47,6 +47,7 @@ from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.signature import worst_sqnr_db
 from cpupack.runtime.tasks.spec import CLASSIFICATION, EMBEDDING, RAW
+from cpupack.runtime.tensor_spec import LARGEST_EXACT
 from cpupack.runtime.verify import COMPARES_CLASSES
 from cpupack.stages.verify.intervals import alike_intervals, meaning_intervals, pixel_interval
 from cpupack.tasks import pictures
@@ -131,12 +132,27 @@ def run_reference(
             return _outputs(model, graph, known, final, heard)
 
         outputs = make(progress) if cached is None else cached(model, graph, final, progress, make)
+        _refuse_inexact(model, outputs)
         if model.task is not None and not model.random_weights:
             doubt = doubt_of(model.task, model.signature.unpack(outputs[:LOOKED_AT]))
             if doubt is not None:
                 progress.warn(doubt)
         presenter = None if kind == CLASSIFICATION else presenter_of(model)
         return Reference(samples, outputs, model.signature, metric, kind, presenter, confident, model.macs)
+
+
+def _refuse_inexact(model: FloatModel, outputs: FloatArray) -> None:
+    """Raise ModelError for an output of whole numbers that float32, in which a wheel has them, rounds."""
+    split = model.signature.split(outputs)
+    for each in model.signature.outputs:
+        largest = np.abs(split[each.name]).max(initial=0.0) if each.whole == "int64" else 0.0
+        if largest >= LARGEST_EXACT:  # 2^24 + 1 is 2^24 in float32
+            raise ModelError(
+                f'the output "{each.name}" has whole numbers up to {largest:.0f}, and a wheel has them exactly below '
+                f"{LARGEST_EXACT}",
+                hint="leave it out with drop = true in its [[output]] and compute it from the others after the wheel, "
+                "or return it as floats where rounding does no harm",
+            )
 
 
 def _outputs(

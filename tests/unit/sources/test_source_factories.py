@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
@@ -42,6 +43,48 @@ def test_factories(tmp_path: Path, read: Open, body: str, options: dict[str, Any
     assert (found.labels is not None) == bool(options.get("labelled"))
     if found.labels is not None:
         assert found.labels.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        "torch.ones(4).bfloat16()",
+        "torch.ones(4, requires_grad=True)",
+        '{"input": np.ones(4)}',
+        '{"x": torch.ones(4)}, 1',
+        "(torch.ones(4),)",
+    ],
+)
+def test_forms_of_a_sample(tmp_path: Path, read: Open, sample: str) -> None:
+    factory(tmp_path, f"def make():\n    return [({sample}) for _ in range(3)]")
+    found = read("python:data.py:make", shape=(4,), preprocess=None)
+    np.testing.assert_array_equal(found.data, np.ones((3, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ('{"pixels": np.ones(4), "label": 1}', "item 0 is a dict with pixels, label, and the model has one input"),
+        ("object()", "item 0 is a object, not an array of numbers"),
+        ('"row.csv"', "item 0 is a str of <U7, not an array of numbers"),
+        ("[[1.0], [1.0, 2.0]], 1", "item 0 is no array: setting an array element with a sequence"),
+        ("torch.ones(2, 2).to_sparse()", "item 0 is no array: got a sparse tensor"),
+    ],
+)
+def test_what_is_no_sample_is_named(tmp_path: Path, read: Open, sample: str, message: str) -> None:
+    factory(tmp_path, f"def make():\n    return [({sample})]")
+    with pytest.raises(CalibrationError, match=message):
+        read("python:data.py:make", shape=(4,), preprocess=None)
+
+
+def test_images_may_be_named_by_their_paths(tmp_path: Path, read: Open) -> None:
+    Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(tmp_path / "one.png")
+    body = f"def make():\n    yield '{tmp_path}/one.png'\n    yield Path('gone.png')"
+    factory(tmp_path, f"from pathlib import Path\n{body}")
+    table = {"resize": 4, "crop": 4}
+    assert (read("python:data.py:make", shape=(3, 4, 4), preprocess=table, samples=1).data == 7).all()
+    with pytest.raises(CalibrationError, match=r"item 1: gone\.png: no such file"):
+        read("python:data.py:make", shape=(3, 4, 4), preprocess=table)
 
 
 def test_a_loader_gives_samples_and_a_dataset_ends_at_its_length(tmp_path: Path, read: Open) -> None:

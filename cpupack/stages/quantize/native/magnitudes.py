@@ -56,10 +56,25 @@ def _largest_of_input(b: Builder, source: fx.Node, moves: list[fx.Node]) -> floa
     return min(float(found.max()), float(LARGEST_EXACT)) if found.numel() else 0.0
 
 
-def bounded(b: Builder, node: fx.Node, largest: float, told: fx.Node | None = None) -> None:
-    """Note how large the results of a call are; refuse it, or the call ``told``, where float32 may not have them."""
-    if node.meta.get("dtype") not in WHOLE:
+def ends_of(b: Builder, value: Any) -> tuple[float, float]:
+    """Return the least and the largest number that whole numbers may be."""
+    largest = largest_of(b, value)
+    dtype = value.meta.get("dtype") if isinstance(value, fx.Node) else None
+    return (0.0 if dtype in (torch.uint8, torch.bool) else -largest), largest
+
+
+def bounded(b: Builder, node: fx.Node, largest: float, told: fx.Node | None = None, *, least: float = 0.0) -> None:
+    """Note how large the results of a call are; refuse it, or the call ``told``, where float32 may not have them.
+
+    ``least`` is the least result where the operands are not negative. Numbers of few bits begin anew beyond their
+    ends, which float32 does not.
+    """
+    dtype = node.meta.get("dtype")
+    if dtype not in WHOLE:
         return
     if largest > LARGEST_EXACT + _SLACK:
         raise b.calls.refusal(told or node, BEYOND)
+    if dtype is not torch.bool and (largest > torch.iinfo(dtype).max or (dtype is torch.uint8 and least < 0)):
+        name = str(dtype).removeprefix("torch.")
+        raise b.calls.refusal(told or node, f"whose results may be beyond those of {name}, which begin anew there")
     b.magnitudes[node] = largest

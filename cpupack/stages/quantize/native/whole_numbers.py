@@ -14,14 +14,17 @@ import torch
 from torch import fx
 
 from cpupack.graph.tags import ROWS_IN
+from cpupack.stages.quantize.native.bits import kept_by, shifted, shifts_of
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
+from cpupack.stages.quantize.native.float_bounds import interval_of
+from cpupack.stages.quantize.native.float_code import then
 from cpupack.stages.quantize.native.float_formulas import rest
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS, reduced
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.functions import constant_of
 from cpupack.stages.quantize.native.look_ups import LOOK_UPS
-from cpupack.stages.quantize.native.magnitudes import BEYOND, MOVES, WHOLE, bounded, largest_of
+from cpupack.stages.quantize.native.magnitudes import BEYOND, MOVES, WHOLE, bounded, ends_of, largest_of
 from cpupack.stages.quantize.native.operands import operand_of, views_of
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View
 
@@ -104,14 +107,24 @@ def _convert(b: Builder, node: fx.Node) -> Operand:
     before, after = source.meta["dtype"], node.meta["dtype"]
     if after not in (*WHOLE, torch.float32) or before not in (*WHOLE, torch.float32):
         raise b.calls.refusal(node, f"from {before} to {after}")
-    largest = largest_of(b, source)
-    if after in WHOLE and after not in (torch.bool, torch.int64, torch.int32) and largest > torch.iinfo(after).max:
-        raise b.calls.refusal(node, f"to {after}, which has no numbers as large")
+    largest, code = largest_of(b, source), [Instruction(Function.TRUNCATE)]
+    if after in WHOLE and after not in (torch.bool, torch.int64, torch.int32):
+        given = _is_input(b, source) and after is torch.uint8  # the runner has checked it
+        low, high = (0.0, 255.0) if given else interval_of(b, source)
+        if before is not torch.float32:
+            least, most = ends_of(b, source)
+            low, high = max(low, least), min(high, most)
+        ends = torch.iinfo(after)
+        if high > ends.max or low < ends.min:
+            raise b.calls.refusal(node, f"to {after}, which has no numbers as large or as small")
+        # Steps of INT8 may go a little beyond the ends.
+        code += then((Function.AT_LEAST, float(ends.min)), (Function.AT_MOST, float(ends.max)))
+        largest = min(largest, float(ends.max))
     b.magnitudes[node] = 1.0 if after is torch.bool else largest
     if after is torch.bool and before is not torch.bool:
         return _mapped(b, node, operand, [Instruction(Function.NUMBER, 1), _EQUAL, _NOT])
     if before is torch.float32 and after in WHOLE and not _is_input(b, source):
-        return _mapped(b, node, operand, [Instruction(Function.TRUNCATE)])
+        return _mapped(b, node, operand, code)
     return operand
 
 
@@ -130,7 +143,7 @@ def _combine(b: Builder, node: fx.Node) -> Operand:
     """And, or, exclusive or of truth values; a constant that changes nothing costs nothing."""
     kind = b.calls.kind(node).partition(".")[0].strip("_").rpartition("_")[2]
     if any(_type_of(b, each) is not torch.bool for each in node.args[:2]):
-        raise b.calls.refusal(node, "of whole numbers")
+        return _keep_bits(b, node, kind)
     for each, other in (node.args[:2], reversed(node.args[:2])):
         held, rest = b.calls.constant(each), operand_of(b, other, node)
         everywhere = held is not None and kind == "and" and bool(held.all())
@@ -139,10 +152,47 @@ def _combine(b: Builder, node: fx.Node) -> Operand:
     return _of_two(b, node, _OF_TRUTHS[kind])
 
 
+def _keep_bits(b: Builder, node: fx.Node, kind: str) -> View:
+    """Some bits of whole numbers: a flag, or the low half of a byte."""
+    one, two = node.args[:2]
+    held = torch.tensor(two) if isinstance(two, int) else b.calls.constant(two)
+    code = kept_by(held) if kind == "and" and held is not None and held.numel() else None
+    if code is None or held is None or not isinstance(one, fx.Node):
+        raise b.calls.refusal(node, "of whole numbers")
+    if math.isinf(largest_of(b, one)):
+        raise b.calls.refusal(node, BEYOND)
+    bounded(b, node, float(held.max()))
+    if _is_one(held):
+        return _mapped(b, node, operand_of(b, one, node), code)
+    return _joined(b, node, operand_of(b, one, node), operand_of(b, two, node), code)
+
+
+def _shift(b: Builder, node: fx.Node) -> View:
+    left = "l" in b.calls.kind(node).partition("shift")[0]
+    powers = 2.0 ** shifts_of(b, node).float()
+    largest = largest_of(b, node.args[0])
+    bounded(b, node, largest * float(powers.max()) if left else largest)
+    if math.isinf(largest):
+        raise b.calls.refusal(node, BEYOND)
+    operand, code = operand_of(b, node.args[0], node), shifted(left=left)
+    if _is_one(powers):
+        return _mapped(b, node, operand, [Instruction(Function.NUMBER, 1, number=float(powers)), *code])
+    return _joined(b, node, operand, Fixed(powers), code)
+
+
 def _invert(b: Builder, node: fx.Node) -> Operand:
     if _type_of(b, node.args[0]) is not torch.bool:
-        raise b.calls.refusal(node, "of whole numbers")
+        most = torch.iinfo(node.meta["dtype"]).max if node.meta["dtype"] is torch.uint8 else -1
+        bounded(b, node, max(largest_of(b, node.args[0]) + 1.0, 0.0) if most < 0 else float(most))
+        code = [Instruction(Function.FROM_NUMBER, number=float(most))]
+        return _mapped(b, node, operand_of(b, node.args[0], node), code)
     return _mapped(b, node, operand_of(b, node.args[0], node), [_NOT])
+
+
+def _negate_truth(b: Builder, node: fx.Node) -> Operand:
+    if _type_of(b, node.args[0]) is not torch.bool:
+        raise b.calls.refusal(node, "of whole numbers")
+    return _invert(b, node)
 
 
 def _compute(b: Builder, node: fx.Node) -> View:
@@ -151,7 +201,8 @@ def _compute(b: Builder, node: fx.Node) -> View:
         raise b.calls.refusal(node, "with alpha")
     sizes = [largest_of(b, each) for each in node.args[:2]]
     products = {Function.MULTIPLY: sizes[0] * sizes[1], Function.MAXIMUM: max(sizes), Function.MINIMUM: max(sizes)}
-    bounded(b, node, products.get(function, sum(sizes)))
+    least = -sizes[1] if function is Function.SUBTRACT else 0.0
+    bounded(b, node, products.get(function, sum(sizes)), least=least)
     return _of_two(b, node, [Instruction(function)])
 
 
@@ -160,7 +211,9 @@ def _subtract_from(b: Builder, node: fx.Node) -> Operand:
     number = node.args[1]
     if not isinstance(number, int) or argument(node, 2, "alpha", 1) != 1:
         raise b.calls.refusal(node, "of a number that is not whole")
-    bounded(b, node, abs(number) + largest_of(b, node.args[0]))
+    largest = largest_of(b, node.args[0])
+    most = abs(number) if node.meta["dtype"] is torch.uint8 else abs(number) + largest
+    bounded(b, node, most, least=number - largest)
     code = [Instruction(Function.FROM_NUMBER, number=float(number))]
     return _mapped(b, node, operand_of(b, node.args[0], node), code)
 
@@ -180,7 +233,8 @@ def _clamp(b: Builder, node: fx.Node) -> Operand:
 
 
 def _negate(b: Builder, node: fx.Node) -> Operand:
-    bounded(b, node, largest_of(b, node.args[0]))
+    largest = largest_of(b, node.args[0])
+    bounded(b, node, largest, least=-largest)
     return _mapped(b, node, operand_of(b, node.args[0], node), [Instruction(Function.MULTIPLY_NUMBER, number=-1.0)])
 
 
@@ -196,7 +250,7 @@ def _divide(b: Builder, node: fx.Node) -> Operand:
         raise b.calls.refusal(node, "of whole numbers by what may be zero")
     whole = Function.TRUNCATE if name == "fmod" or mode == "trunc" else Function.FLOOR
     left = name in ("remainder", "fmod")
-    bounded(b, node, abs(number) if left else largest_of(b, source))
+    bounded(b, node, abs(number) if left else largest_of(b, source) // abs(number) + 1.0)
     if math.isinf(largest_of(b, source)):
         raise b.calls.refusal(node, BEYOND)
     quotient = [Instruction(Function.DIVIDE_BY_NUMBER, number=number), Instruction(whole)]
@@ -366,7 +420,11 @@ _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
         _named("__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor",
                "logical_and", "logical_or", "logical_xor"), _combine
     ),
-    **dict.fromkeys(_named("bitwise_not", "logical_not"), _invert),
+    **dict.fromkeys(_named("bitwise_not"), _invert),
+    **dict.fromkeys(_named("logical_not"), _negate_truth),
+    **dict.fromkeys(
+        _named("__lshift__", "__rshift__", "bitwise_left_shift", "bitwise_right_shift"), _shift
+    ),
     **dict.fromkeys(_named("where"), _where),
     **dict.fromkeys(_named("masked_fill"), _fill),
     **dict.fromkeys(_named("neg"), _negate),
