@@ -36,16 +36,17 @@ def diagnose(
 
     ``ranges`` are those that ``observer`` chose, by name as in ``calibrated.stats``. ``seen`` describes the same
     tensors on samples of ``evaluation``. Without such data ``seen`` is empty and ``evaluation`` None. ``rounded`` is
-    asked where there are outliers: it returns the tensors that INT8 rounds in these ranges, None for all.
+    asked where there is something to warn of: it returns the tensors that INT8 rounds in these ranges, None for all.
+    The ranges of others say nothing about INT8, so no warning is about them.
     """
     names = _names(calibrated)
     by_key = {
         key: _fact(names.get(key, key), stats, ranges[key], seen.get(key)) for key, stats in calibrated.stats.items()
     }
     facts = tuple(by_key.values())
-    far = {key: fact for key, fact in by_key.items() if _reach(fact) > _FAR}
-    if far and (kept := rounded()) is not None:
-        far = {key: fact for key, fact in far.items() if key in kept}
+    used = by_key
+    if any(_is_warned_of(fact) for fact in facts) and (kept := rounded()) is not None:
+        used = {key: fact for key, fact in by_key.items() if key in kept}
     batches = max((len(stats.batch_min) for stats in calibrated.stats.values()), default=0)
     report = CalibrationReport(
         samples=calibrated.samples,
@@ -56,7 +57,7 @@ def diagnose(
         activations=facts,
         warnings=(),
     )
-    return CalibrationReport(**{**vars(report), "warnings": tuple(_warnings(report, list(far.values())))})
+    return CalibrationReport(**{**vars(report), "warnings": tuple(_warnings(report, list(used.values())))})
 
 
 def in_words(report: CalibrationReport) -> list[str]:
@@ -143,9 +144,15 @@ def _fact(name: str, stats: ActivationStats, limits: tuple[float, float], seen: 
     )
 
 
-def _warnings(report: CalibrationReport, far: list[ActivationFact]) -> list[str]:
-    facts = report.activations
+def _is_warned_of(fact: ActivationFact) -> bool:
+    """Return whether a range is one of those that warnings count."""
+    return _reach(fact) > _FAR or (fact.moved or 0.0) > MOVED or (fact.exceeded or 0.0) > EXCEEDED
+
+
+def _warnings(report: CalibrationReport, facts: list[ActivationFact]) -> list[str]:
+    """Return the warnings. ``facts`` are those of the ranges that INT8 rounds in."""
     found = []
+    far = [fact for fact in facts if _reach(fact) > _FAR]
     grew = [fact for fact in facts if fact.moved is not None and fact.moved > MOVED]
     if len(grew) > _MANY * len(facts):
         worst = max(grew, key=lambda fact: fact.moved or 0.0)
@@ -169,7 +176,7 @@ def _warnings(report: CalibrationReport, far: list[ActivationFact]) -> list[str]
             f"{worst.outlier_ratio:.0f} times the value that 99.99 % stay below; [quantize] observer = "
             f'"percentile" or "mse" clips them, and [quantize] skip keeps such a layer in FP32'
         )
-    dead = [fact for fact in facts if fact.channels and fact.constant_channels > fact.channels / 2]
+    dead = [fact for fact in report.activations if fact.channels and fact.constant_channels > fact.channels / 2]
     if dead:
         found.append(
             f"more than half of the channels never change on the calibration data in {_listed(dead)}: either the model "

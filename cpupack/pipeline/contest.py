@@ -26,6 +26,7 @@ from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import closest
+from cpupack.runtime.tasks.spec import MASKS
 from cpupack.sensitivity import COUNT, LayerSensitivity, rank
 from cpupack.sensitivity.trials import layers_of
 from cpupack.stages.quantize.ranges import choose_ranges
@@ -237,7 +238,7 @@ def judged(prepared: Prepared, contender: Contender) -> Contender:
         contender,
         prepared.loaded.recipe.evaluation,
         trained=not model.random_weights,
-        classifies=model.labels is not None or (model.task is not None and model.task.kind == "segmentation"),
+        classifies=model.labels is not None or (model.task is not None and model.task.kind in ("segmentation", MASKS)),
     )
 
 

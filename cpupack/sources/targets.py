@@ -1,12 +1,11 @@
 """``[evaluation] targets``: what metrics of tasks compare with, for the images of a folder.
 
-Boxes of a COCO file, masks or maps of numbers in a folder, or the rows of a table. Geometry is that of the model's
-input: resize and crop are done to masks, maps and boxes too.
+Boxes of a COCO file, masks, maps of numbers or pictures in a folder, or the rows of a table. Geometry is that of the
+model's input: resize and crop are done to masks, maps, pictures and boxes too.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Container, Sequence
 from difflib import get_close_matches
@@ -14,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cpupack.recipe.metrics import known_metric
-from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels, upright_size
+from cpupack.runtime.images.preprocess import upright_size
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.sources.classes import labels_of
 from cpupack.sources.request import Array, Request
 from cpupack.sources.target_maps import read_maps
+from cpupack.sources.target_masks import read_masks
+from cpupack.sources.target_pictures import read_pictures
 from cpupack.sources.target_tables import check_short_names, error, read_table, twice_in
 
-_UNKNOWN = 255
 _PADDING = -1.0
 
 
@@ -32,8 +31,10 @@ def read_targets(spec: str, names: Sequence[str], root: Path, request: Request) 
     """Return the targets of images, ``names`` relative to ``root``, in their order.
 
     ``coco:`` gives float32 ``(n, most, 6)`` of xmin, ymin, xmax, ymax in pixels of the model's input, class and crowd,
-    padded with -1; ``masks:`` uint8 ``(n, height, width)``; ``maps:`` float32 ``(n, maps, height, width)``; ``csv:``
-    and ``jsonl:`` float64 ``(n, columns)``, of points ``(n, points, 2)``, or texts ``(n,)`` of classes.
+    padded with -1; ``masks:`` uint8 ``(n, height, width)``, of kind masks int8 ``(n, classes, height, width)``;
+    ``maps:`` float32 ``(n, maps, height, width)``; ``images:`` float32 ``(n, 3, height, width)`` of what the output
+    should be; ``csv:`` and ``jsonl:`` float64 ``(n, columns)``, of points ``(n, points, 2)``, or texts ``(n,)`` of
+    classes.
 
     Raises CalibrationError for a file that is missing or damaged, an image that it does not have, and classes that the
     model does not have.
@@ -45,7 +46,7 @@ def read_targets(spec: str, names: Sequence[str], root: Path, request: Request) 
         metric = known_metric(str(request.loaded.recipe.evaluation.metric))
         of_points = metric is not None and metric.kind == "keypoints"
         return _moved_points(table, names, root, request) if of_points else table
-    readers = {"coco": _coco, "masks": _masks, "maps": read_maps}
+    readers = {"coco": _coco, "masks": read_masks, "maps": read_maps, "images": read_pictures}
     return readers[kind](path, names, root, request)
 
 
@@ -134,6 +135,12 @@ def _classes(categories: list[dict[str, Any]], request: Request) -> dict[Any, in
                 + (f'; did you mean "{near[0]}"?' if near else ""),
                 "name the categories as [model] labels does",
             )
+        if labels.count(each["name"]) > 1:
+            raise error(
+                request,
+                f'the category "{each["name"]}" is the name of {labels.count(each["name"])} labels',
+                "give each of [model] labels a name of its own",
+            )
         found[each["id"]] = labels.index(each["name"])
     return found
 
@@ -155,45 +162,3 @@ def _moved_points(table: Array, names: Sequence[str], root: Path, request: Reque
             "their images, and count for nothing"
         )
     return moved
-
-
-def _masks(directory: Path, names: Sequence[str], root: Path, request: Request) -> Array:
-    assert request.preprocess is not None
-    if not directory.is_dir():
-        raise error(request, f"{directory} is not a directory", "paths are relative to the recipe")
-    spec = dataclasses.replace(
-        request.preprocess, interpolation="nearest", mode="L", mean=(0.0,), std=(1.0,), pad_value=(0,)
-    )
-    seen: set[int] = set()
-    found = [_mask(directory / Path(name).with_suffix(".png"), root / name, spec, request, seen) for name in names]
-    if seen == {0, _UNKNOWN}:
-        raise error(
-            request,
-            f"the masks in {directory} have 0 and {_UNKNOWN} alone, and {_UNKNOWN} stands for unknown",
-            "save the class as 1",
-        )
-    return np.stack(found)
-
-
-def _mask(path: Path, image: Path, spec: PreprocessSpec, request: Request, classes: set[int]) -> Array:
-    """Return one mask as the model's input has it, and add those of the file to ``classes``."""
-    if not path.is_file():
-        raise error(request, f"{path} does not exist", "each image needs a PNG of the same name, with a class a pixel")
-    try:
-        with Image.open(path) as opened:
-            mode, size, values = opened.mode, opened.size, np.asarray(opened)
-    except (OSError, SyntaxError, ValueError) as fault:
-        raise error(request, f"{path} cannot be read: {fault}") from fault
-    if values.ndim != 2 or values.dtype == np.bool_ or values.max(initial=0) > _UNKNOWN:
-        raise error(
-            request,
-            f"{path} has the mode {mode} and values up to {values.max(initial=0)}; a mask has one channel of 0 to 254",
-            "save classes as an 8-bit grey or palette PNG; 255 stands for unknown",
-        )
-    if size != (seen := upright_size(image)):
-        raise error(request, f"{path} has {size[0]} x {size[1]} pixels, and {image.name} has {seen[0]} x {seen[1]}")
-    classes.update(np.unique(values).tolist())
-    # One more for each class: what a border adds is 0, and so is what stands for unknown.
-    moved = (values.astype(np.int64) + 1).astype(np.uint8)
-    found: Array = to_pixels(decode_image(Image.fromarray(moved)), spec)[..., 0]
-    return (found.astype(np.int64) - 1).astype(np.uint8)

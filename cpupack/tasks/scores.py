@@ -15,7 +15,7 @@ from cpupack.model.user_code import running_on
 from cpupack.runtime.tasks import detection
 from cpupack.runtime.tasks.base import in_rows
 from cpupack.runtime.tasks.segmentation import holds_scores
-from cpupack.runtime.tasks.spec import CLASSIFICATION, TaskSpec
+from cpupack.runtime.tasks.spec import CLASSIFICATION, MASKS, TaskSpec
 
 LOOKED_AT = 64
 """Samples whose outputs are enough to tell."""
@@ -81,6 +81,9 @@ def _scores(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDAr
     if spec.kind == CLASSIFICATION:
         (scores,) = outputs.values()
         return scores
+    if spec.kind == MASKS:
+        (maps,) = outputs.values()
+        return maps
     if spec.kind == "segmentation":
         (maps,) = outputs.values()
         one = maps.shape[1] == 1 if maps.ndim >= 4 else spec.squeezed or holds_scores(maps)

@@ -216,6 +216,24 @@ def test_a_build_warns_of_what_its_calibration_tells() -> None:
     assert diagnosed(dataclasses.replace(found, stats={}), None, recipe(), progress) == (None, {})
 
 
+@pytest.mark.parametrize(("skip", "warned"), [([], True), (["0"], False)])
+def test_ranges_that_int8_does_not_use_are_no_matter(skip: list[str], *, warned: bool) -> None:
+    """Data that grow in the end and are exceeded later: of a layer in FP32 before a norm that says nothing."""
+    from cpupack.pipeline.prepare import diagnosed
+
+    spec = recipe((16,), quantize={"skip": skip}, target={"x86_64": {"engine": "native"}})
+    values = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    values[48:] *= 5
+    data = Samples(values, "rising", tuple(map(str, range(64))))
+    torch.manual_seed(0)
+    _, found = calibrated(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 8)), spec, data)
+    progress = Recorder()
+    diagnosed(found, dataclasses.replace(data, data=20 * values), spec, progress)
+    said = " ".join(progress.warnings)
+    assert ("the calibration has not settled" in said) is warned
+    assert ("is not like the calibration data" in said) is warned
+
+
 @pytest.mark.parametrize(("engine", "warned"), [("native", False), ("fbgemm", True)])
 def test_outliers_are_warned_of_where_a_range_is_rounded(engine: str, *, warned: bool) -> None:
     """The native engine has a range for each token, so one that is far larger than all others costs them nothing."""

@@ -14,11 +14,11 @@ from cpupack.errors import RecipeError, VerificationError
 from cpupack.recipe import Evaluation
 from cpupack.recipe.gates import MEANING_GATES
 from cpupack.runtime.signature import Signature
-from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW
+from cpupack.runtime.tasks.spec import CLASSIFICATION, MASKS, RAW
 
 _CLASS_GATES = ("max_drop", "min_top1", "min_agreement")
 _ROUNDING = 1e-9
-ALIKE = ("segmentation", "detection", "embedding")
+ALIKE = ("segmentation", MASKS, "detection", "embedding")
 """Kinds for which ``min_agreement`` is measured without classes of whole inputs."""
 _OF_ALIKENESS = (*MEANING_GATES, "min_agreement", "min_decisions")
 """Gates that every host can measure, with any weights: they need no labels and no clock."""
@@ -82,7 +82,7 @@ def judge(contender: Contender, evaluation: Evaluation, *, trained: bool = True,
         raise VerificationError(
             f"[evaluation] {' and '.join(missing)} cannot be judged on {report.samples} samples of {report.data}",
             hint="an order of similarities takes three of them; boxes take an image in which FP32 or INT8 finds some; "
-            "decisions take a multilabel model, or raw outputs from 0 to 1",
+            "decisions take a model of kind multilabel or masks, or raw outputs from 0 to 1",
         )
     for name, measured in found.items():
         bound = getattr(evaluation, name)
