@@ -6,6 +6,7 @@ each batch, which is not kept.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
@@ -43,10 +44,9 @@ def diagnose(
     by_key = {
         key: _fact(names.get(key, key), stats, ranges[key], seen.get(key)) for key, stats in calibrated.stats.items()
     }
+    if any(_is_warned_of(fact) for fact in by_key.values()) and (kept := rounded()) is not None:
+        by_key = {key: dataclasses.replace(fact, rounded=key in kept) for key, fact in by_key.items()}
     facts = tuple(by_key.values())
-    used = by_key
-    if any(_is_warned_of(fact) for fact in facts) and (kept := rounded()) is not None:
-        used = {key: fact for key, fact in by_key.items() if key in kept}
     batches = max((len(stats.batch_min) for stats in calibrated.stats.values()), default=0)
     report = CalibrationReport(
         samples=calibrated.samples,
@@ -57,14 +57,17 @@ def diagnose(
         activations=facts,
         warnings=(),
     )
-    return CalibrationReport(**{**vars(report), "warnings": tuple(_warnings(report, list(used.values())))})
+    return CalibrationReport(**{**vars(report), "warnings": tuple(_warnings(report, _used(report)))})
 
 
 def in_words(report: CalibrationReport) -> list[str]:
     """Return the report as lines for a build's summary."""
     lines = [f"{report.samples} samples in {report.batches} batch{'es' if report.batches != 1 else ''}"]
-    moved = [fact for fact in report.activations if fact.moved is not None]
-    if moved:
+    used = _used(report)
+    moved = [fact for fact in used if fact.moved is not None]
+    if report.activations and not used:
+        lines[0] += "; INT8 rounds nothing in their ranges"
+    elif moved:
         worst = max(moved, key=lambda fact: fact.moved or 0.0)
         if worst.moved:
             lines[0] += f"; in the last quarter ranges grew by {worst.moved:.1%} at most ({worst.name})"
@@ -76,11 +79,16 @@ def in_words(report: CalibrationReport) -> list[str]:
     channels = sum(fact.channels or 0 for fact in report.activations)
     if constant:
         lines.append(f"{constant} of {channels} channels never change")
-    if report.evaluation_data is not None:
-        worst = max(report.activations, key=lambda fact: fact.exceeded or 0.0)
+    if report.evaluation_data is not None and used:
+        worst = max(used, key=lambda fact: fact.exceeded or 0.0)
         beyond = f"exceeds them by {worst.exceeded:.1%} at most ({worst.name})" if worst.exceeded else "stays in them"
         lines.append(f"the evaluation data {beyond}")
     return lines
+
+
+def _used(report: CalibrationReport) -> list[ActivationFact]:
+    """Return the facts of what INT8 rounds in its range."""
+    return [fact for fact in report.activations if fact.rounded]
 
 
 def growth(before: tuple[float, float], after: tuple[float, float]) -> float:
@@ -152,9 +160,10 @@ def _is_warned_of(fact: ActivationFact) -> bool:
 def _warnings(report: CalibrationReport, facts: list[ActivationFact]) -> list[str]:
     """Return the warnings. ``facts`` are those of the ranges that INT8 rounds in."""
     found = []
+    many = _MANY * len(report.activations)
     far = [fact for fact in facts if _reach(fact) > _FAR]
     grew = [fact for fact in facts if fact.moved is not None and fact.moved > MOVED]
-    if len(grew) > _MANY * len(facts):
+    if len(grew) > many:
         worst = max(grew, key=lambda fact: fact.moved or 0.0)
         found.append(
             f"the calibration has not settled: {len(grew)} of {len(facts)} ranges grew by more than {MOVED:.0%} in the "
@@ -162,7 +171,7 @@ def _warnings(report: CalibrationReport, facts: list[ActivationFact]) -> list[st
             f"[calibration] samples to more than {report.samples}"
         )
     beyond = [fact for fact in facts if fact.exceeded is not None and fact.exceeded > EXCEEDED]
-    if len(beyond) > _MANY * len(facts):
+    if len(beyond) > many:
         worst = max(beyond, key=lambda fact: fact.exceeded or 0.0)
         found.append(
             f"the evaluation data ({report.evaluation_data}) is not like the calibration data: it exceeds {len(beyond)}"

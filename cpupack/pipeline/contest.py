@@ -18,6 +18,7 @@ from cpupack.artifacts import (
 from cpupack.effort import GIGA, samples_within
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.layers import describe_layers, float_notes, form_notes
+from cpupack.model.two_stages import gives_proposals
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.entries import Entry, check, enter, time_entries
@@ -97,7 +98,8 @@ def contend(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, 
         if len(targets) == 1:
             raise error
         failed[target.engine] = error.message
-        say = progress.warn if target.record.runs_any_model else progress.note
+        expected = not target.record.runs_any_model or gives_proposals(prepared.model.module)
+        say = progress.note if expected else progress.warn
         say(f"engine {target.engine} is out: {error.message}")
 
     entries: list[Entry] = []

@@ -116,6 +116,11 @@ def choose(contenders: Sequence[Contender]) -> Contender:
             lines.append(f"  {each.scripted.target.engine}: {gate.name} = {bound}, {measured}  {verdict}")
             if gate.note and not gate.passed:
                 lines.append(f"    {gate.note}")
+            if (own := _too_bad_in_fp32(each.report, gate)) is not None:
+                lines.append(
+                    f"    FP32 itself has {own:.4g}, so INT8 is not the reason: look at [preprocess], [task], the "
+                    "targets and their order of classes, and the weights"
+                )
     defaults = dict.fromkeys(gate.name for each in contenders for gate in each.report.gates if gate.default)
     lowered = f'; {" and ".join(defaults)} in [evaluation] lowers a default, "off" turns it off' if defaults else ""
     raise VerificationError(
@@ -123,6 +128,15 @@ def choose(contenders: Sequence[Contender]) -> Contender:
         hint="[quantize] recover = true searches for settings that hold gates on accuracy; see docs/how-to/gates.md"
         + lowered,
     )
+
+
+def _too_bad_in_fp32(report: VerifyReport, gate: Gate) -> float | None:
+    """Return FP32's value where a gate fails that FP32 does not hold either, None for others."""
+    of = {"min_metric": report.metric_fp32, "max_metric": report.metric_fp32, "min_top1": report.top1_fp32}
+    own = of.get(gate.name)
+    if gate.passed or own is None:
+        return None
+    return own if (own > gate.bound if gate.name.startswith("max_") else own < gate.bound) else None
 
 
 def unproven(contender: Contender) -> list[str]:
