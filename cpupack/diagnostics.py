@@ -21,6 +21,8 @@ MOVED = EXCEEDED = 0.10
 _MANY = 0.10
 """A single sample can stretch a few ranges. The build warns when more than this share of all ranges grew."""
 _FEWEST_BATCHES = 4
+_SHOWN = 0.0005
+"""A growth that is less is printed as 0.0 %."""
 _FAR = 10.0
 _TAIL = 1e-4
 
@@ -69,7 +71,7 @@ def in_words(report: CalibrationReport) -> list[str]:
         lines[0] += "; INT8 rounds nothing in their ranges"
     elif moved:
         worst = max(moved, key=lambda fact: fact.moved or 0.0)
-        if worst.moved:
+        if (worst.moved or 0.0) >= _SHOWN:
             lines[0] += f"; in the last quarter ranges grew by {worst.moved:.1%} at most ({worst.name})"
         else:
             lines[0] += "; no range grew in the last quarter"
