@@ -7,7 +7,7 @@ model's input: resize and crop are done to masks, maps, pictures and boxes too.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,23 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
     assert request.preprocess is not None
     try:
         content = json.loads(path.read_bytes())
+        _check_content(content, path, request)
         images = {str(each["file_name"]): each["id"] for each in content["images"]}
         twice = twice_in(str(each["file_name"]) for each in content["images"])
         one_id = twice_in(each["id"] for each in content["images"])
         classes = _classes(content["categories"], request)
         boxes: dict[Any, list[list[float]]] = {number: [] for number in images.values()}
-        for each in content["annotations"]:
+        sizes = {str(each["file_name"]): (each.get("width"), each.get("height")) for each in content["images"]}
+        for number, each in enumerate(content["annotations"]):
+            if not isinstance(each, dict) or not each.get("bbox"):
+                raise error(
+                    request,
+                    f"{path}: annotation {number} (counted from 0) has no bbox",
+                    "leave out annotations without a box; bbox is [x, y, width, height]",
+                )
             left, top, width, height = (float(number) for number in each["bbox"])
             _check_annotation(each, boxes, classes, path, request)
-            index, crowd = classes[each["category_id"]], float(each.get("iscrowd", 0))
+            index, crowd = classes[each["category_id"]], float(each.get("iscrowd") or 0)
             boxes[each["image_id"]].append([left, top, left + width, top + height, index, crowd])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise error(
@@ -84,9 +92,23 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
     for name in names:
         key = name if name in images else Path(name).name
         if key not in images:
-            raise error(request, f"{path} has no image {name}", "images without objects must be listed too")
+            other = next((each for each in images if Path(each).name == Path(name).name), None)
+            raise error(
+                request,
+                f"{path} has no image {name}" + (f", but {other}" if other else ""),
+                "name the images as below the source, or set the source to a folder above"
+                if other
+                else "images without objects must be listed too",
+            )
         these = np.array(boxes[images[key]], np.float64).reshape(-1, 6)
         width, height = upright_size(root / name)
+        known = all(isinstance(each, int | float) and each > 0 for each in sizes[key])  # some tools write 0
+        if known and sorted(sizes[key]) != sorted((width, height)):  # EXIF may turn an image
+            raise error(
+                request,
+                f"{path} says that {name} has {sizes[key][0]} x {sizes[key][1]} pixels, and it has {width} x {height}",
+                "its boxes are those of images of another size: use these, or write the boxes anew",
+            )
         outside = (these[:, :4] < -1).any(axis=1) | (these[:, 2] > width + 1) | (these[:, 3] > height + 1)
         if outside.any():
             box = [round(float(each), 1) for each in these[outside][0][:4]]
@@ -104,13 +126,36 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
     return result
 
 
+def _check_content(content: Any, path: Path, request: Request) -> None:
+    """Raise CalibrationError for JSON that lacks a table of a COCO file, such as a list of what a detector found."""
+    lacking = [
+        each for each in ("images", "annotations", "categories") if not isinstance(content, dict) or each not in content
+    ]
+    if lacking:
+        what = "a list" if isinstance(content, list) else f"without {', '.join(lacking)}"
+        raise error(
+            request,
+            f"{path} is no COCO file of boxes, but {what}",
+            "it needs images (id, file_name), annotations (image_id, category_id, bbox) and categories (id, name)"
+            + (
+                "; a list is what COCO's results are, which say what was found and not what is true"
+                * (what == "a list")
+            ),
+        )
+
+
 def _check_annotation(
-    annotation: dict[str, Any], images: Container[Any], classes: Container[Any], path: Path, request: Request
+    annotation: dict[str, Any], images: Collection[Any], classes: Collection[Any], path: Path, request: Request
 ) -> None:
     """Raise CalibrationError for a box of an image or a category that the file does not have, or of no size."""
     for key, known, what in (("image_id", images, "image"), ("category_id", classes, "category")):
         if annotation[key] not in known:
-            raise error(request, f"{path} has a box of the {what} {annotation[key]!r}, and no {what} with this id")
+            alike = [each for each in known if str(each) == str(annotation[key])]
+            raise error(
+                request,
+                f"{path} has a box of the {what} {annotation[key]!r}, and no {what} with this id",
+                f"there is {alike[0]!r}: write ids as numbers in both places, or as texts" if alike else None,
+            )
     bbox = annotation["bbox"]
     if not np.isfinite([float(each) for each in bbox]).all() or min(float(bbox[2]), float(bbox[3])) < 0:
         raise error(

@@ -294,6 +294,8 @@ def test_a_mask_of_each_class_is_in_a_folder_of_its_label(project: Path) -> None
         ([15, 0, 10, 5], r"the box \[15.0, 0.0, 25.0, 5.0\] lies outside b.png, which has 20 x 10 pixels"),
         (["x", 0, 1, 1], r"is no COCO file of boxes: ValueError"),
         ([0, 0, 1], r"is no COCO file of boxes"),
+        ([], r"annotation 0 \(counted from 0\) has no bbox"),
+        (None, r"annotation 0 \(counted from 0\) has no bbox"),
         ([9, 2, -4, 3], r"the box \[9, 2, -4, 3\] of the image 6 has no width and height"),
         ([9, 2, float("nan"), 3], r"of the image 6 has no width and height"),
     ],
@@ -302,6 +304,41 @@ def test_wrong_boxes_are_errors(project: Path, bbox: list[Any], words: str) -> N
     coco(project, {"image_id": 6, "category_id": 3, "bbox": bbox})
     with pytest.raises(CalibrationError, match=words):
         read(project, "coco:boxes.json", "map")
+
+
+def test_files_of_boxes_as_tools_write_them(project: Path) -> None:
+    box = {"image_id": 6, "category_id": 3, "bbox": [5, 0, 10, 5]}
+    coco(project, box)
+    content = json.loads((project / "boxes.json").read_text())
+
+    def read_with(changed: Any) -> Any:
+        (project / "boxes.json").write_text(json.dumps(changed))
+        return read(project, "coco:boxes.json", "map").targets
+
+    def failing(changed: Any) -> str:
+        with pytest.raises(CalibrationError) as caught:
+            read_with(changed)
+        return str(caught.value)
+
+    def images(**facts: Any) -> dict[str, Any]:
+        return {**content, "images": [{**each, **facts} for each in content["images"]]}
+
+    expected = read_with(content)
+    np.testing.assert_array_equal(read_with({**content, "annotations": [{**box, "iscrowd": None}]}), expected)
+    np.testing.assert_array_equal(read_with(images(width=20, height=10)), expected)
+    np.testing.assert_array_equal(read_with(images(width=10, height=20)), expected)  # as it lies in the file
+    np.testing.assert_array_equal(read_with(images(width=0, height=0)), expected)
+    np.testing.assert_array_equal(read_with(images(width="20", height=None)), expected)
+    assert "says that a.png has 40 x 20 pixels, and it has 20 x 10" in failing(images(width=40, height=20))
+    folders = [{**each, "file_name": f"train/{each['file_name']}"} for each in content["images"]]
+    told = failing({**content, "images": folders})
+    assert "has no image a.png, but train/a.png" in told
+    assert "set the source to a folder above" in told
+    told = failing({**content, "annotations": [{**box, "image_id": "6"}]})
+    assert "has a box of the image '6', and no image with this id" in told
+    assert "there is 6: write ids as numbers in both places" in told
+    assert "but a list" in failing([{**box, "score": 0.5}])
+    assert "but without categories" in failing({"images": [], "annotations": []})
 
 
 def test_what_the_files_do_not_have_is_named(project: Path) -> None:
