@@ -91,8 +91,8 @@ def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
 def _keypoints(spec: TaskSpec, __: str | None) -> Iterator[str]:
     where = "in pixels of the model's input" if spec.coordinates == "pixels" else "as shares of its width and height"
     yield f"They are x and y of each point {where},"
-    yield "or a map for each, whose greatest value is there. Two outputs have scores of places across and down, of which"
-    yield "the greatest is there."
+    yield "or a map for each, whose greatest value is there. Two outputs have scores of places across and down, and the"
+    yield "greatest is there."
 
 
 def _image(spec: TaskSpec, __: str | None) -> Iterator[str]:
