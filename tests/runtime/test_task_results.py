@@ -172,6 +172,9 @@ def test_heat_maps_become_points_of_the_image() -> None:
     few = present("keypoints", maps, threshold=0.5, skeleton=[[0, 1]])
     assert [one.index for one in few.points] == [0]
     assert few.draw(Image.new("RGB", (8, 8))).size == (8, 8)  # a line to a point that is missing is not drawn
+    assert found.draw(Image.new("RGB", (80, 40))).height > 40  # a legend says which colour is which point
+    face = present("keypoints", np.zeros((68, 2)), labels=tuple(f"point {number}" for number in range(68)))
+    assert face.draw(Image.new("RGB", (80, 40))).size == (80, 40)
     outside = present("keypoints", [[-5.0, 100.0]], Frame.of(80, 40, SQUARE)).points[0]
     assert (outside.x, outside.y) == (0.0, 40.0)
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+_MOST_NAMED = 24
+"""Points with a legend; that of a whole face would be longer than the image."""
+
+
 @dataclass(frozen=True)
 class Keypoint:
     """One point in pixels of the original image, clipped to it. ``score`` is 1 where the model gives none."""
@@ -61,7 +65,9 @@ class Keypoints:
 
         places = {one.index: number for number, one in enumerate(self.points)}
         lines = [(places[a], places[b]) for a, b in self.skeleton if a in places and b in places]
-        return draw.points(image, [(one.x, one.y, draw.colour_of(one.index)) for one in self.points], lines)
+        drawn = draw.points(image, [(one.x, one.y, draw.colour_of(one.index)) for one in self.points], lines)
+        named = [(one.index, one.label, "") for one in self.points if one.label != str(one.index)]
+        return draw.legend(drawn, named) if len(named) <= _MOST_NAMED else drawn
 
 
 @dataclass(frozen=True)
