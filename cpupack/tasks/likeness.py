@@ -72,9 +72,7 @@ def same_decisions(presenter: Presenter | None, expected: Named, found: Named) -
 def decisions_of_rows(presenter: Presenter | None, expected: Named, found: Named) -> OfRows | None:
     """Return ``same_decisions`` as a function of the samples, None without decisions."""
     if isinstance(presenter, MasksPresenter):
-        spec = presenter.spec
-        (one,), (other,) = expected.values(), found.values()
-        pairs = [(probabilities(one, spec.scores), probabilities(other, spec.scores), spec.threshold)]
+        pairs = [(presenter.truth(expected), presenter.truth(found), _EVEN)]
     elif isinstance(presenter, MultilabelPresenter):
         spec = presenter.spec
         one, other = in_rows(expected), in_rows(found)

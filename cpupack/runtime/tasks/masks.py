@@ -89,7 +89,7 @@ class MasksPresenter:
     needs_frame: bool = True
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Masks:
-        masks, seen = self.truth(outputs), None
+        masks, seen = self._truth_of(np.asarray(only(outputs))), None
         if frame is not None:
             scores = probabilities(np.asarray(only(outputs)), self.spec.scores).astype(np.float32)
             part = Part.of(frame, scores.shape[-2:])
@@ -102,8 +102,13 @@ class MasksPresenter:
         return Masks(masks, tuple(ClassShare(names[i], i, float(shares[i])) for i in order), names)
 
     def truth(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Truth:
-        """Return which pixels of the output are of each class, for one sample or several ``(..., height, width)``."""
-        return np.asarray(probabilities(np.asarray(only(outputs)), self.spec.scores) >= self.spec.threshold)
+        """Return which pixels of the outputs ``(n, classes, height, width)`` of several samples are of each class."""
+        return np.stack(
+            [self._truth_of(each) for each in only(outputs)]
+        )  # probabilities of all would be twice as large
+
+    def _truth_of(self, scores: npt.NDArray[Any]) -> Truth:
+        return np.asarray(probabilities(scores, self.spec.scores) >= self.spec.threshold)
 
 
 def misfit(outputs: Shapes) -> str | None:
