@@ -71,6 +71,7 @@ def same_decisions(presenter: Presenter | None, expected: Named, found: Named) -
 
 def decisions_of_rows(presenter: Presenter | None, expected: Named, found: Named) -> OfRows | None:
     """Return ``same_decisions`` as a function of the samples, None without decisions."""
+    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any], float]]
     if isinstance(presenter, MasksPresenter):
         pairs = [(presenter.truth(expected), presenter.truth(found), _EVEN)]
     elif isinstance(presenter, MultilabelPresenter):
