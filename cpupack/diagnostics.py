@@ -6,6 +6,7 @@ each batch, which is not kept.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
@@ -20,6 +21,8 @@ MOVED = EXCEEDED = 0.10
 _MANY = 0.10
 """A single sample can stretch a few ranges. The build warns when more than this share of all ranges grew."""
 _FEWEST_BATCHES = 4
+_SHOWN = 0.0005
+"""A growth that is less is printed as 0.0 %."""
 _FAR = 10.0
 _TAIL = 1e-4
 
@@ -36,16 +39,16 @@ def diagnose(
 
     ``ranges`` are those that ``observer`` chose, by name as in ``calibrated.stats``. ``seen`` describes the same
     tensors on samples of ``evaluation``. Without such data ``seen`` is empty and ``evaluation`` None. ``rounded`` is
-    asked where there are outliers: it returns the tensors that INT8 rounds in these ranges, None for all.
+    asked where there is something to warn of: it returns the tensors that INT8 rounds in these ranges, None for all.
+    The ranges of others say nothing about INT8, so no warning is about them.
     """
     names = _names(calibrated)
     by_key = {
         key: _fact(names.get(key, key), stats, ranges[key], seen.get(key)) for key, stats in calibrated.stats.items()
     }
+    if any(_is_warned_of(fact) for fact in by_key.values()) and (kept := rounded()) is not None:
+        by_key = {key: dataclasses.replace(fact, rounded=key in kept) for key, fact in by_key.items()}
     facts = tuple(by_key.values())
-    far = {key: fact for key, fact in by_key.items() if _reach(fact) > _FAR}
-    if far and (kept := rounded()) is not None:
-        far = {key: fact for key, fact in far.items() if key in kept}
     batches = max((len(stats.batch_min) for stats in calibrated.stats.values()), default=0)
     report = CalibrationReport(
         samples=calibrated.samples,
@@ -56,16 +59,19 @@ def diagnose(
         activations=facts,
         warnings=(),
     )
-    return CalibrationReport(**{**vars(report), "warnings": tuple(_warnings(report, list(far.values())))})
+    return CalibrationReport(**{**vars(report), "warnings": tuple(_warnings(report, _used(report)))})
 
 
 def in_words(report: CalibrationReport) -> list[str]:
     """Return the report as lines for a build's summary."""
     lines = [f"{report.samples} samples in {report.batches} batch{'es' if report.batches != 1 else ''}"]
-    moved = [fact for fact in report.activations if fact.moved is not None]
-    if moved:
+    used = _used(report)
+    moved = [fact for fact in used if fact.moved is not None]
+    if report.activations and not used:
+        lines[0] += "; INT8 rounds nothing in their ranges"
+    elif moved:
         worst = max(moved, key=lambda fact: fact.moved or 0.0)
-        if worst.moved:
+        if (worst.moved or 0.0) >= _SHOWN:
             lines[0] += f"; in the last quarter ranges grew by {worst.moved:.1%} at most ({worst.name})"
         else:
             lines[0] += "; no range grew in the last quarter"
@@ -75,11 +81,16 @@ def in_words(report: CalibrationReport) -> list[str]:
     channels = sum(fact.channels or 0 for fact in report.activations)
     if constant:
         lines.append(f"{constant} of {channels} channels never change")
-    if report.evaluation_data is not None:
-        worst = max(report.activations, key=lambda fact: fact.exceeded or 0.0)
+    if report.evaluation_data is not None and used:
+        worst = max(used, key=lambda fact: fact.exceeded or 0.0)
         beyond = f"exceeds them by {worst.exceeded:.1%} at most ({worst.name})" if worst.exceeded else "stays in them"
         lines.append(f"the evaluation data {beyond}")
     return lines
+
+
+def _used(report: CalibrationReport) -> list[ActivationFact]:
+    """Return the facts of what INT8 rounds in its range."""
+    return [fact for fact in report.activations if fact.rounded]
 
 
 def growth(before: tuple[float, float], after: tuple[float, float]) -> float:
@@ -143,11 +154,18 @@ def _fact(name: str, stats: ActivationStats, limits: tuple[float, float], seen: 
     )
 
 
-def _warnings(report: CalibrationReport, far: list[ActivationFact]) -> list[str]:
-    facts = report.activations
+def _is_warned_of(fact: ActivationFact) -> bool:
+    """Return whether a range is one of those that warnings count."""
+    return _reach(fact) > _FAR or (fact.moved or 0.0) > MOVED or (fact.exceeded or 0.0) > EXCEEDED
+
+
+def _warnings(report: CalibrationReport, facts: list[ActivationFact]) -> list[str]:
+    """Return the warnings. ``facts`` are those of the ranges that INT8 rounds in."""
     found = []
+    many = _MANY * len(report.activations)
+    far = [fact for fact in facts if _reach(fact) > _FAR]
     grew = [fact for fact in facts if fact.moved is not None and fact.moved > MOVED]
-    if len(grew) > _MANY * len(facts):
+    if len(grew) > many:
         worst = max(grew, key=lambda fact: fact.moved or 0.0)
         found.append(
             f"the calibration has not settled: {len(grew)} of {len(facts)} ranges grew by more than {MOVED:.0%} in the "
@@ -155,7 +173,7 @@ def _warnings(report: CalibrationReport, far: list[ActivationFact]) -> list[str]
             f"[calibration] samples to more than {report.samples}"
         )
     beyond = [fact for fact in facts if fact.exceeded is not None and fact.exceeded > EXCEEDED]
-    if len(beyond) > _MANY * len(facts):
+    if len(beyond) > many:
         worst = max(beyond, key=lambda fact: fact.exceeded or 0.0)
         found.append(
             f"the evaluation data ({report.evaluation_data}) is not like the calibration data: it exceeds {len(beyond)}"
@@ -169,9 +187,9 @@ def _warnings(report: CalibrationReport, far: list[ActivationFact]) -> list[str]
             f"{worst.outlier_ratio:.0f} times the value that 99.99 % stay below; [quantize] observer = "
             f'"percentile" or "mse" clips them, and [quantize] skip keeps such a layer in FP32'
         )
-    dead = [fact for fact in facts if fact.channels and fact.constant_channels > fact.channels / 2]
+    dead = [fact for fact in report.activations if fact.channels and fact.constant_channels > fact.channels / 2]
     # The first step of a loop reads states of zeros. Its other calls have the same name with a number.
-    changing = {fact.name for fact in facts} - {fact.name for fact in dead}
+    changing = {fact.name for fact in report.activations} - {fact.name for fact in dead}
     dead = [fact for fact in dead if f"{fact.name}_1" not in changing]
     if dead:
         found.append(

@@ -30,6 +30,7 @@ class ActivationFact:
     divided by it. ``channels`` is None for a layer without weights; ``constant_channels`` of them never change.
     ``exceeded`` is how far the evaluation data reaches beyond the extremes, as a share of their width.
     ``exceeding_share`` is the share of the evaluation data's values beyond them. Both are None without such data.
+    ``rounded`` is false where INT8 is known to round nothing in this range: in FP32, or with a scale for each row.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ActivationFact:
     constant_channels: int
     exceeded: float | None
     exceeding_share: float | None
+    rounded: bool = True
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def called(node: fx.Node, module: nn.Module | None) -> str:
         inner = getattr(module, "call", None)  # a call that was hidden from torch so that it stays FP32
         name = getattr(inner, "__name__", type(inner).__name__) if callable(inner) else type(module).__name__
     else:
-        name = getattr(node.target, "__name__", str(node.target))
+        name = str(getattr(node.target, "__name__", node.target)).removesuffix(".default")
     name = name.lower().strip("_")
     return name.removeprefix("i") if name in {"iadd", "imul", "isub"} else name
 

@@ -15,10 +15,11 @@ from cpupack.lock.code import imported, package_versions
 from cpupack.lock.model import Inputs
 from cpupack.lock.names import written
 from cpupack.recipe import LoadedRecipe
-from cpupack.recipe.files import named_files, place_of, target_of
+from cpupack.recipe.files import named_files, picture_of, place_of, target_of
 from cpupack.recipe.metrics import TARGET_FILES
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.manifest import hash_file
+from cpupack.runtime.tasks.spec import MASKS
 from cpupack.wheel.tools import versions
 
 
@@ -128,10 +129,18 @@ def _images(samples: Samples | None) -> Iterator[str]:
 
 
 def _targets(loaded: LoadedRecipe, evaluation: Samples) -> Iterator[str]:
-    """Yield the masks or maps of the images that were read, of targets that are a folder of them."""
+    """Yield the masks, maps or pictures of the images that were read, of targets that are a folder of them."""
     kind, _, directory = (loaded.recipe.evaluation.targets or "").partition(":")
     if kind in TARGET_FILES:
-        yield from (target_of(kind, directory, name) for name in evaluation.names)
+        folders = [directory]
+        if loaded.recipe.task is not None and loaded.recipe.task.kind == MASKS:  # a folder for each class
+            root = loaded.resolve(directory)
+            folders = [f"{directory.rstrip('/')}/{each.name}" for each in sorted(root.iterdir()) if each.is_dir()]
+        yield from (target_of(kind, folder, name) for folder in folders for name in evaluation.names)
+    elif kind == "images":
+        root = loaded.resolve(directory)
+        found = (picture_of(root, name) for name in evaluation.names)
+        yield from (f"{directory.rstrip('/')}/{each.relative_to(root).as_posix()}" for each in found if each)
 
 
 def _sha256(text: str) -> str:

@@ -13,14 +13,14 @@ from cpupack.runtime.tasks import detection, kinds
 from cpupack.runtime.tasks.base import Shapes, are_heads, head_names
 from cpupack.runtime.tasks.maps import are_maps
 from cpupack.runtime.tasks.segmentation import is_volume
-from cpupack.runtime.tasks.spec import CLASSIFICATION, LAST, RAW, SETTINGS, TaskSpec, default_kind
+from cpupack.runtime.tasks.spec import CLASSIFICATION, LAST, MASKS, RAW, SETTINGS, TaskSpec, default_kind
 
 _IN_IMAGES = ("detection", "keypoints")
 _NUMBERS = ("regression", "keypoints")
 """Kinds of numbers that may be whole."""
 _CLASS = ("label", "class", "cls")
 """What is in the name of an output with the class of each box."""
-_COUNTED = {"regression": "value", "keypoints": "point", "multilabel": "label"}
+_COUNTED = {"regression": "value", "keypoints": "point", "multilabel": "label", MASKS: "mask"}
 
 
 def task_of(task: Task | None, signature: Signature) -> TaskSpec:
@@ -227,6 +227,12 @@ def check_labels(labels: tuple[str, ...], where: str, task: TaskSpec, outputs: S
     count = kinds.label_count(task, outputs)
     if count is None:
         raise ModelError(f'[model] labels has no use with [task] kind = "{kind}"', hint="delete it")
+    if kind in _COUNTED and (twice := [each for each in labels if labels.count(each) > 1]):
+        raise ModelError(
+            f'[model] labels: {where} has "{twice[0]}" {labels.count(twice[0])} times, and results of kind "{kind}" '
+            "are told apart by their names",
+            hint="give each a name of its own",
+        )
     if count and len(labels) != count:
         raise ModelError(
             f"[model] labels: {where} has {len(labels)} names, but the model's output has shape {shapes}",

@@ -18,6 +18,7 @@ from cpupack.artifacts import (
 from cpupack.effort import GIGA, samples_within
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.layers import describe_layers, float_notes, form_notes
+from cpupack.model.two_stages import gives_proposals
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.entries import Entry, check, enter, time_entries
@@ -26,6 +27,7 @@ from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import closest
+from cpupack.runtime.tasks.spec import MASKS
 from cpupack.sensitivity import COUNT, LayerSensitivity, rank
 from cpupack.sensitivity.trials import layers_of
 from cpupack.stages.quantize.ranges import choose_ranges
@@ -96,7 +98,8 @@ def contend(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, 
         if len(targets) == 1:
             raise error
         failed[target.engine] = error.message
-        say = progress.warn if target.record.runs_any_model else progress.note
+        expected = not target.record.runs_any_model or gives_proposals(prepared.model.module)
+        say = progress.note if expected else progress.warn
         say(f"engine {target.engine} is out: {error.message}")
 
     entries: list[Entry] = []
@@ -237,7 +240,7 @@ def judged(prepared: Prepared, contender: Contender) -> Contender:
         contender,
         prepared.loaded.recipe.evaluation,
         trained=not model.random_weights,
-        classifies=model.labels is not None or (model.task is not None and model.task.kind == "segmentation"),
+        classifies=model.labels is not None or (model.task is not None and model.task.kind in ("segmentation", MASKS)),
     )
 
 

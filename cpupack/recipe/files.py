@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpupack.recipe.metrics import TARGET_FILES
+from cpupack.recipe.metrics import PICTURE_ENDINGS, TARGET_FILES
 from cpupack.recipe.names import KNOWN_LABELS
 from cpupack.recipe.places import NoPlaceError, is_in_package, located
 from cpupack.recipe.recipe import Recipe
@@ -73,6 +73,16 @@ def _parts(path: Path) -> list[Path]:
 def target_of(kind: str, directory: str, image: str) -> str:
     """Return the file of an image below the directory of ``masks:DIR`` or ``maps:DIR``, which has the same name."""
     return f"{directory.rstrip('/')}/{Path(image).with_suffix(TARGET_FILES[kind]).as_posix()}"
+
+
+def picture_of(directory: Path, image: str) -> Path | None:
+    """Return the picture of an image below the directory of ``images:DIR``: of its name, perhaps with another ending.
+
+    None where there is none.
+    """
+    given = directory / image
+    endings = (given.suffix, *(each for each in PICTURE_ENDINGS if each != given.suffix))
+    return next((path for each in endings if (path := given.with_suffix(each)).is_file()), None)
 
 
 def place_of(name: str, directory: Path) -> Path | None:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from cpupack.recipe.gates import MEANING_GATES
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.view import Check, View
-from cpupack.runtime.tasks.spec import SETTINGS
+from cpupack.runtime.tasks.spec import MASKS, SETTINGS
 
 _TABLE = "task"
 _GATES = ("max_drop", "min_top1", "min_agreement")
 """Gates that compare classes of whole inputs."""
-_ALIKE = ("segmentation", "detection", "embedding")
+_ALIKE = ("segmentation", MASKS, "detection", "embedding")
 """Kinds whose results are alike without classes of whole inputs: pixels, boxes and directions."""
 
 

@@ -1,30 +1,29 @@
 """``[evaluation] targets``: what metrics of tasks compare with, for the images of a folder.
 
-Boxes of a COCO file, masks or maps of numbers in a folder, or the rows of a table. Geometry is that of the model's
-input: resize and crop are done to masks, maps and boxes too.
+Boxes of a COCO file, masks, maps of numbers or pictures in a folder, or the rows of a table. Geometry is that of the
+model's input: resize and crop are done to masks, maps, pictures and boxes too.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cpupack.recipe.metrics import known_metric
-from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels, upright_size
+from cpupack.runtime.images.preprocess import upright_size
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.sources.classes import labels_of
 from cpupack.sources.request import Array, Request
 from cpupack.sources.target_maps import read_maps
+from cpupack.sources.target_masks import read_masks
+from cpupack.sources.target_pictures import read_pictures
 from cpupack.sources.target_tables import check_short_names, error, read_table, twice_in
 
-_UNKNOWN = 255
 _PADDING = -1.0
 
 
@@ -32,8 +31,10 @@ def read_targets(spec: str, names: Sequence[str], root: Path, request: Request) 
     """Return the targets of images, ``names`` relative to ``root``, in their order.
 
     ``coco:`` gives float32 ``(n, most, 6)`` of xmin, ymin, xmax, ymax in pixels of the model's input, class and crowd,
-    padded with -1; ``masks:`` uint8 ``(n, height, width)``; ``maps:`` float32 ``(n, maps, height, width)``; ``csv:``
-    and ``jsonl:`` float64 ``(n, columns)``, of points ``(n, points, 2)``, or texts ``(n,)`` of classes.
+    padded with -1; ``masks:`` uint8 ``(n, height, width)``, of kind masks int8 ``(n, classes, height, width)``;
+    ``maps:`` float32 ``(n, maps, height, width)``; ``images:`` float32 ``(n, 3, height, width)`` of what the output
+    should be; ``csv:`` and ``jsonl:`` float64 ``(n, columns)``, of points ``(n, points, 2)``, or texts ``(n,)`` of
+    classes.
 
     Raises CalibrationError for a file that is missing or damaged, an image that it does not have, and classes that the
     model does not have.
@@ -45,7 +46,7 @@ def read_targets(spec: str, names: Sequence[str], root: Path, request: Request) 
         metric = known_metric(str(request.loaded.recipe.evaluation.metric))
         of_points = metric is not None and metric.kind == "keypoints"
         return _moved_points(table, names, root, request) if of_points else table
-    readers = {"coco": _coco, "masks": _masks, "maps": read_maps}
+    readers = {"coco": _coco, "masks": read_masks, "maps": read_maps, "images": read_pictures}
     return readers[kind](path, names, root, request)
 
 
@@ -53,15 +54,23 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
     assert request.preprocess is not None
     try:
         content = json.loads(path.read_bytes())
+        _check_content(content, path, request)
         images = {str(each["file_name"]): each["id"] for each in content["images"]}
         twice = twice_in(str(each["file_name"]) for each in content["images"])
         one_id = twice_in(each["id"] for each in content["images"])
         classes = _classes(content["categories"], request)
         boxes: dict[Any, list[list[float]]] = {number: [] for number in images.values()}
-        for each in content["annotations"]:
+        sizes = {str(each["file_name"]): (each.get("width"), each.get("height")) for each in content["images"]}
+        for number, each in enumerate(content["annotations"]):
+            if not isinstance(each, dict) or not each.get("bbox"):
+                raise error(
+                    request,
+                    f"{path}: annotation {number} (counted from 0) has no bbox",
+                    "leave out annotations without a box; bbox is [x, y, width, height]",
+                )
             left, top, width, height = (float(number) for number in each["bbox"])
             _check_annotation(each, boxes, classes, path, request)
-            index, crowd = classes[each["category_id"]], float(each.get("iscrowd", 0))
+            index, crowd = classes[each["category_id"]], float(each.get("iscrowd") or 0)
             boxes[each["image_id"]].append([left, top, left + width, top + height, index, crowd])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise error(
@@ -83,9 +92,23 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
     for name in names:
         key = name if name in images else Path(name).name
         if key not in images:
-            raise error(request, f"{path} has no image {name}", "images without objects must be listed too")
+            other = next((each for each in images if Path(each).name == Path(name).name), None)
+            raise error(
+                request,
+                f"{path} has no image {name}" + (f", but {other}" if other else ""),
+                "name the images as below the source, or set the source to a folder above"
+                if other
+                else "images without objects must be listed too",
+            )
         these = np.array(boxes[images[key]], np.float64).reshape(-1, 6)
         width, height = upright_size(root / name)
+        known = all(isinstance(each, int | float) and each > 0 for each in sizes[key])  # some tools write 0
+        if known and sorted(sizes[key]) != sorted((width, height)):  # EXIF may turn an image
+            raise error(
+                request,
+                f"{path} says that {name} has {sizes[key][0]} x {sizes[key][1]} pixels, and it has {width} x {height}",
+                "its boxes are those of images of another size: use these, or write the boxes anew",
+            )
         outside = (these[:, :4] < -1).any(axis=1) | (these[:, 2] > width + 1) | (these[:, 3] > height + 1)
         if outside.any():
             box = [round(float(each), 1) for each in these[outside][0][:4]]
@@ -103,13 +126,36 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
     return result
 
 
+def _check_content(content: Any, path: Path, request: Request) -> None:
+    """Raise CalibrationError for JSON that lacks a table of a COCO file, such as a list of what a detector found."""
+    lacking = [
+        each for each in ("images", "annotations", "categories") if not isinstance(content, dict) or each not in content
+    ]
+    if lacking:
+        what = "a list" if isinstance(content, list) else f"without {', '.join(lacking)}"
+        raise error(
+            request,
+            f"{path} is no COCO file of boxes, but {what}",
+            "it needs images (id, file_name), annotations (image_id, category_id, bbox) and categories (id, name)"
+            + (
+                "; a list is what COCO's results are, which say what was found and not what is true"
+                * (what == "a list")
+            ),
+        )
+
+
 def _check_annotation(
-    annotation: dict[str, Any], images: Container[Any], classes: Container[Any], path: Path, request: Request
+    annotation: dict[str, Any], images: Collection[Any], classes: Collection[Any], path: Path, request: Request
 ) -> None:
     """Raise CalibrationError for a box of an image or a category that the file does not have, or of no size."""
     for key, known, what in (("image_id", images, "image"), ("category_id", classes, "category")):
         if annotation[key] not in known:
-            raise error(request, f"{path} has a box of the {what} {annotation[key]!r}, and no {what} with this id")
+            alike = [each for each in known if str(each) == str(annotation[key])]
+            raise error(
+                request,
+                f"{path} has a box of the {what} {annotation[key]!r}, and no {what} with this id",
+                f"there is {alike[0]!r}: write ids as numbers in both places, or as texts" if alike else None,
+            )
     bbox = annotation["bbox"]
     if not np.isfinite([float(each) for each in bbox]).all() or min(float(bbox[2]), float(bbox[3])) < 0:
         raise error(
@@ -134,6 +180,12 @@ def _classes(categories: list[dict[str, Any]], request: Request) -> dict[Any, in
                 + (f'; did you mean "{near[0]}"?' if near else ""),
                 "name the categories as [model] labels does",
             )
+        if labels.count(each["name"]) > 1:
+            raise error(
+                request,
+                f'the category "{each["name"]}" is the name of {labels.count(each["name"])} labels',
+                "give each of [model] labels a name of its own",
+            )
         found[each["id"]] = labels.index(each["name"])
     return found
 
@@ -155,45 +207,3 @@ def _moved_points(table: Array, names: Sequence[str], root: Path, request: Reque
             "their images, and count for nothing"
         )
     return moved
-
-
-def _masks(directory: Path, names: Sequence[str], root: Path, request: Request) -> Array:
-    assert request.preprocess is not None
-    if not directory.is_dir():
-        raise error(request, f"{directory} is not a directory", "paths are relative to the recipe")
-    spec = dataclasses.replace(
-        request.preprocess, interpolation="nearest", mode="L", mean=(0.0,), std=(1.0,), pad_value=(0,)
-    )
-    seen: set[int] = set()
-    found = [_mask(directory / Path(name).with_suffix(".png"), root / name, spec, request, seen) for name in names]
-    if seen == {0, _UNKNOWN}:
-        raise error(
-            request,
-            f"the masks in {directory} have 0 and {_UNKNOWN} alone, and {_UNKNOWN} stands for unknown",
-            "save the class as 1",
-        )
-    return np.stack(found)
-
-
-def _mask(path: Path, image: Path, spec: PreprocessSpec, request: Request, classes: set[int]) -> Array:
-    """Return one mask as the model's input has it, and add those of the file to ``classes``."""
-    if not path.is_file():
-        raise error(request, f"{path} does not exist", "each image needs a PNG of the same name, with a class a pixel")
-    try:
-        with Image.open(path) as opened:
-            mode, size, values = opened.mode, opened.size, np.asarray(opened)
-    except (OSError, SyntaxError, ValueError) as fault:
-        raise error(request, f"{path} cannot be read: {fault}") from fault
-    if values.ndim != 2 or values.dtype == np.bool_ or values.max(initial=0) > _UNKNOWN:
-        raise error(
-            request,
-            f"{path} has the mode {mode} and values up to {values.max(initial=0)}; a mask has one channel of 0 to 254",
-            "save classes as an 8-bit grey or palette PNG; 255 stands for unknown",
-        )
-    if size != (seen := upright_size(image)):
-        raise error(request, f"{path} has {size[0]} x {size[1]} pixels, and {image.name} has {seen[0]} x {seen[1]}")
-    classes.update(np.unique(values).tolist())
-    # One more for each class: what a border adds is 0, and so is what stands for unknown.
-    moved = (values.astype(np.int64) + 1).astype(np.uint8)
-    found: Array = to_pixels(decode_image(Image.fromarray(moved)), spec)[..., 0]
-    return (found.astype(np.int64) - 1).astype(np.uint8)

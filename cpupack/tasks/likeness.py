@@ -14,6 +14,7 @@ from cpupack.runtime.tasks.boxes import iou
 from cpupack.runtime.tasks.decode import Candidates
 from cpupack.runtime.tasks.detection import DetectionPresenter
 from cpupack.runtime.tasks.fill import FillPresenter
+from cpupack.runtime.tasks.masks import MasksPresenter
 from cpupack.runtime.tasks.multilabel import MultilabelPresenter
 from cpupack.runtime.tasks.raw import RawPresenter
 from cpupack.runtime.tasks.scores import probabilities
@@ -45,6 +46,9 @@ def likeness_of_rows(presenter: Presenter | None, expected: Named, found: Named)
     """Return the name of what ``likeness`` measures, and the value as a function of the samples: NaN without any."""
     if isinstance(presenter, SegmentationPresenter):
         return "mean IoU of the classes", of_sums(class_counts(presenter, expected, found), _mean_iou)
+    if isinstance(presenter, MasksPresenter):
+        counts = mask_counts(presenter.truth(expected), presenter.truth(found))
+        return "mean IoU of the masks", of_sums(counts, lambda each: _mean_iou(each) if each[1].any() else 1.0)
     if isinstance(presenter, DetectionPresenter):
         name = f"same boxes (class, IoU of {SAME_BOX_IOU})"
         return name, of_sums(box_counts(presenter, expected, found), _share)
@@ -57,9 +61,9 @@ def likeness_of_rows(presenter: Presenter | None, expected: Named, found: Named)
 def same_decisions(presenter: Presenter | None, expected: Named, found: Named) -> float | None:
     """Return the share (0..1) of yes-or-no decisions that are FP32's, of the worst output. None without decisions.
 
-    Decisions are the labels of a ``multilabel`` model, and values of ``raw`` outputs that are all from 0 to 1, as a
-    sigmoid gives them: half or more is yes. The share is the mean of that of FP32's yes and that of its no, so that a
-    model which never says yes does not pass where yes is rare.
+    Decisions are the labels of a ``multilabel`` model, the pixels of ``masks``, and values of ``raw`` outputs that are
+    all from 0 to 1, as a sigmoid gives them: half or more is yes. The share is the mean of that of FP32's yes and that
+    of its no, so that a model which never says yes does not pass where yes is rare.
     """
     of_rows = decisions_of_rows(presenter, expected, found)
     return None if of_rows is None else of_rows(_all(expected))
@@ -67,7 +71,10 @@ def same_decisions(presenter: Presenter | None, expected: Named, found: Named) -
 
 def decisions_of_rows(presenter: Presenter | None, expected: Named, found: Named) -> OfRows | None:
     """Return ``same_decisions`` as a function of the samples, None without decisions."""
-    if isinstance(presenter, MultilabelPresenter):
+    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any], float]]
+    if isinstance(presenter, MasksPresenter):
+        pairs = [(presenter.truth(expected), presenter.truth(found), _EVEN)]
+    elif isinstance(presenter, MultilabelPresenter):
         spec = presenter.spec
         one, other = in_rows(expected), in_rows(found)
         pairs = [(probabilities(one, spec.scores), probabilities(other, spec.scores), spec.threshold)]
@@ -118,6 +125,14 @@ def class_counts(presenter: SegmentationPresenter, expected: Named, found: Named
         found_in.append({index: (int((in_a & in_b).sum()), int((in_a | in_b).sum())) for index, in_a, in_b in masks})
     known = sorted(set().union(*found_in))
     return np.array([np.transpose([of.get(index, (0, 0)) for index in known]) for of in found_in], np.int64)
+
+
+def mask_counts(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return of each sample and class ``(n, 2, classes)`` the pixels that both, and that either of both masks have.
+
+    Masks are ``(n, classes, height, width)``.
+    """
+    return np.stack([(one & other).sum(axis=(2, 3)), (one | other).sum(axis=(2, 3))], axis=1)
 
 
 def _mean_iou(counts: npt.NDArray[Any]) -> float:

@@ -1,4 +1,4 @@
-"""Metrics of tasks by name: mean average precision, mean IoU, errors of numbers and places, F1, recall at k.
+"""Metrics of tasks by name: mean average precision, overlaps of classes, errors of numbers and places, F1, recall at k.
 
 Each compares what the runner gives, ``(n, ...)``, with targets ``(n, ...)``, by the same arithmetic as ``predict``.
 """
@@ -18,16 +18,21 @@ from cpupack.errors import RecipeError, VerificationError
 from cpupack.metric import Metric, OfRows, Outputs, of_sums
 from cpupack.recipe.metrics import known_metric, recall_at
 from cpupack.runtime.tasks import kinds
-from cpupack.runtime.tasks.answers import input_size
+from cpupack.runtime.tasks.answers import input_size, takes_bgr
 from cpupack.runtime.tasks.base import Presenter, in_rows
 from cpupack.runtime.tasks.detection import DetectionPresenter, label_count
 from cpupack.runtime.tasks.frame import Frame
+from cpupack.runtime.tasks.image import ImagePresenter
 from cpupack.runtime.tasks.keypoints import KeypointsPresenter
+from cpupack.runtime.tasks.masks import MasksPresenter
 from cpupack.runtime.tasks.regression import RegressionPresenter
 from cpupack.runtime.tasks.segmentation import SegmentationPresenter
 from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.tasks.likeness import mask_counts
 from cpupack.tasks.number_metrics import distances, errors, wrong_shape
+from cpupack.tasks.picture_metrics import psnr, ssim
 from cpupack.tasks.precision import matches
+from cpupack.tasks.ranked_metrics import average_precisions, equal_error, truth_of
 
 Array = npt.NDArray[Any]
 _LOW_SCORE = 0.01
@@ -40,16 +45,18 @@ IGNORED = 255
 def presenter_of(model: FloatModel) -> Presenter:
     """Return what makes results of the model's outputs, as its wheel will. ``model`` is no classification."""
     spec = model.task or TaskSpec.of(model.kind)
-    return kinds.presenter(spec, kinds.Model(model.labels, input_size(model.signature), model.anchors))
+    size, bgr = input_size(model.signature), takes_bgr(model.signature)
+    return kinds.presenter(spec, kinds.Model(model.labels, size, model.anchors, bgr=bgr))
 
 
 def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
     """Return the metric of a name in ``recipe.metrics``. Raises RecipeError for a model of another kind."""
     known = known_metric(name)
     assert known is not None
-    if known.kind != model.kind:
+    if model.kind not in (known.kind, *known.also):
+        kinds_of = " or ".join(f'"{each}"' for each in (known.kind, *known.also))
         raise RecipeError(
-            f'[evaluation] metric = "{name}" is for [task] kind = "{known.kind}", and the model\'s is "{model.kind}"',
+            f'[evaluation] metric = "{name}" is for [task] kind = {kinds_of}, and the model\'s is "{model.kind}"',
             hint='name your own with metric = "python:FILE.py:function"',
         )
     presenter = presenter_of(model)
@@ -57,11 +64,13 @@ def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
 
     def prepare(outputs: Outputs, targets: Array) -> OfRows:
         named = outputs if isinstance(outputs, dict) else {own: outputs}
-        unknown = isinstance(presenter, KeypointsPresenter) or (
+        unknown = isinstance(presenter, KeypointsPresenter | ImagePresenter) or (
             isinstance(presenter, RegressionPresenter) and presenter.spec.maps
         )
         _check_numbers(name, targets, names=known.kind == "embedding", unknown=unknown)
         if known.kind == "embedding":
+            if name == "equal_error":
+                return equal_error(named[own], targets)
             return of_sums(recalls(named[own], targets, recall_at(name)), share)
         return _PREPARED[name](presenter, named, targets)
 
@@ -121,36 +130,69 @@ def iou_of(counts: Array) -> float:
     return float((both[either > 0] / either[either > 0]).mean()) if either.any() else float("nan")
 
 
-def class_overlaps(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> npt.NDArray[np.int64]:
+def dice_of(counts: Array) -> float:
+    """Return the mean of twice what is common by what both have, of what ``class_overlaps`` counts."""
+    both, either = counts
+    seen = either > 0
+    return float((2.0 * both[seen] / (both + either)[seen]).mean()) if either.any() else float("nan")
+
+
+def class_overlaps(
+    name: str, presenter: Presenter, outputs: Mapping[str, Array], targets: Array
+) -> npt.NDArray[np.int64]:
     """Return the pixels of each sample and class ``(n, 2, classes)``: in both the result and the target, and in either.
 
     ``targets`` are classes ``(n, height, width)`` of the model's input, ``IGNORED`` or below 0 where none is known.
     Those of a scan are ``(n, depth, height, width)`` of its output.
     """
+    if isinstance(presenter, MasksPresenter):
+        return _overlaps_of_masks(name, presenter, outputs, targets)
     assert isinstance(presenter, SegmentationPresenter)
     volume = presenter.spec.volume
     if targets.ndim != 3 + volume or not targets.size:
-        raise wrong_shape("miou", f"classes (n, {'depth, ' * volume}height, width)", targets)
-    _check_whole("miou", targets, "the masks")
+        raise wrong_shape(name, f"classes (n, {'depth, ' * volume}height, width)", targets)
+    _check_whole(name, targets, "the masks")
     known = targets[(targets >= 0) & (targets != IGNORED)]
-    _check_classes("miou", known, _classes_of_maps(presenter, outputs), "the masks")
+    _check_classes(name, known, _classes_of_maps(presenter, outputs), "the masks")
     if set(np.unique(targets).tolist()) == {0, IGNORED}:
         raise VerificationError(
-            f"[evaluation] metric miou: the masks have 0 and {IGNORED} alone, and {IGNORED} stands for unknown",
+            f"[evaluation] metric {name}: the masks have 0 and {IGNORED} alone, and {IGNORED} stands for unknown",
             hint="give the class as 1",
         )
     size = int(max(targets.max(initial=0), _most_classes(presenter, outputs))) + 1
     counts = np.zeros((len(targets), 2, size), np.int64)
     height, width = targets.shape[-2:]
     for row, target in enumerate(targets.astype(np.int64)):
-        found = presenter.present({name: each[row] for name, each in outputs.items()}, Frame.whole(width, height)).mask
+        found = presenter.present({key: each[row] for key, each in outputs.items()}, Frame.whole(width, height)).mask
         if found.shape != target.shape:
-            raise wrong_shape("miou", f"classes (n, {', '.join(map(str, found.shape))})", targets)
+            raise wrong_shape(name, f"classes (n, {', '.join(map(str, found.shape))})", targets)
         known = (target >= 0) & (target != IGNORED)
         named = np.where(found[known] < 0, size, found[known])  # the model may say of a pixel that it has no class
         common = np.bincount(target[known] * (size + 1) + named, minlength=size * (size + 1)).reshape(size, size + 1)
         both = np.diag(common)
         counts[row] = both, common[:, :size].sum(axis=0) + common.sum(axis=1) - both
+    return counts
+
+
+def _overlaps_of_masks(
+    name: str, presenter: MasksPresenter, outputs: Mapping[str, Array], targets: Array
+) -> npt.NDArray[np.int64]:
+    """Return what ``class_overlaps`` does of a mask for each class. ``targets`` are 0 or 1, below 0 where not known.
+
+    They have the size of the outputs, or of the model's input: the outputs are then brought to it as ``predict`` does.
+    """
+    (scores,) = outputs.values()
+    if targets.ndim != 4 or targets.shape[1] != scores.shape[1]:
+        raise wrong_shape(name, f"masks (n, {scores.shape[1]}, height, width) of 0 and 1", targets)
+    if not np.isin(targets, (-1, 0, 1)).all():
+        odd = targets[~np.isin(targets, (-1, 0, 1))].flat[0]
+        raise VerificationError(f"[evaluation] metric {name}: the masks have {odd:g}; a pixel is 0 or 1, or -1 unknown")
+    height, width = targets.shape[2:]
+    counts = np.zeros((len(targets), 2, scores.shape[1]), np.int64)
+    for row, target in enumerate(targets):
+        one = {key: each[row] for key, each in outputs.items()}
+        found = presenter.present(one, Frame.whole(width, height)).masks & (target >= 0)
+        counts[row] = mask_counts(found[None], (target == 1)[None])[0]
     return counts
 
 
@@ -184,15 +226,7 @@ def labels_in_common(presenter: Presenter, outputs: Mapping[str, Array], targets
     ``targets`` ``(n, labels)`` are 0 or 1.
     """
     rows = in_rows(outputs)
-    given = np.asarray(targets).reshape(len(targets), -1)
-    if not np.isin(given, (0, 1)).all():
-        raise VerificationError(
-            f"[evaluation] metric f1: the targets have {given[~np.isin(given, (0, 1))][0]:g}; a label is 0 or 1",
-            hint="leave out samples with labels that nobody knows",
-        )
-    expected = given.astype(bool)
-    if expected.shape != rows.shape:
-        raise wrong_shape("f1", f"{rows.shape[1]} truth values for each sample", targets)
+    expected = truth_of("f1", rows, targets)
     found = np.zeros_like(expected)
     for row, values in enumerate(rows):
         for label in presenter.present({"": values}, None).labels:
@@ -311,15 +345,21 @@ def _sums(
 _PREPARED: Mapping[str, Callable[[Presenter, Mapping[str, Array], Array], OfRows]] = {
     "map": partial(detected, slice(None)),
     "map50": partial(detected, slice(1)),
-    "miou": _sums(class_overlaps, iou_of),
+    "miou": _sums(partial(class_overlaps, "miou"), iou_of),
+    "dice": _sums(partial(class_overlaps, "dice"), dice_of),
     "mae": _sums(partial(errors, "mae", 1), share),
     "rmse": _sums(partial(errors, "rmse", 2), root_of),
     "distance": _sums(distances, share),
     "f1": _sums(labels_in_common, f1_of),
+    "average_precision": average_precisions,
+    "psnr": _sums(psnr, share),
+    "ssim": _sums(ssim, share),
 }
 _NOTHING = {
     "detection": "the targets have no boxes",
     "segmentation": "no pixel of the masks has a class",
     "regression": "no pixel of the targets has a number",
     "keypoints": "no point of the targets is known",
+    "image": "no pixel of the targets is known, or too few side by side",
+    "multilabel": "no sample has any label",
 }

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cpupack.errors import VerificationError
 from cpupack.runtime.tasks.base import Presenter, in_rows
 from cpupack.runtime.tasks.frame import Frame
-from cpupack.runtime.tasks.keypoints import KeypointsPresenter
+from cpupack.runtime.tasks.keypoints import KeypointsPresenter, point_count
 from cpupack.runtime.tasks.maps import RegressionMaps, map_count
 from cpupack.runtime.tasks.regression import RegressionPresenter
 
@@ -69,8 +69,7 @@ def distances(presenter: Presenter, outputs: Mapping[str, Array], targets: Array
     of which the model gives no finite place is as far away as the input's corners are from each other.
     """
     assert isinstance(presenter, KeypointsPresenter)
-    (values,) = outputs.values()
-    count, size = values.shape[1], presenter.input_size
+    count, size = point_count({name: each.shape[1:] for name, each in outputs.items()}), presenter.input_size
     expected = np.asarray(targets, np.float64).reshape(len(targets), -1, 2) if targets.size % 2 == 0 else targets
     if expected.ndim != 3 or expected.shape[1] != count:
         raise wrong_shape("distance", f"points (n, {count}, 2): x and y in pixels of the input", targets)

@@ -15,7 +15,7 @@ from cpupack.model.user_code import running_on
 from cpupack.runtime.tasks import detection
 from cpupack.runtime.tasks.base import in_rows
 from cpupack.runtime.tasks.segmentation import holds_scores
-from cpupack.runtime.tasks.spec import CLASSIFICATION, TaskSpec
+from cpupack.runtime.tasks.spec import CLASSIFICATION, MASKS, TaskSpec
 
 LOOKED_AT = 64
 """Samples whose outputs are enough to tell."""
@@ -30,6 +30,8 @@ def doubt_of(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> str | N
     With the wrong one ``predict`` gives probabilities that are none: twice through a sigmoid, 0 becomes 0.5, and every
     label counts.
     """
+    if (overlap := _overlaps(spec, outputs)) is not None:
+        return overlap
     scores = _scores(spec, outputs)
     if scores is not None and (chosen := _holds_class(spec, outputs, scores)) is not None:
         return chosen
@@ -81,11 +83,33 @@ def _scores(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDAr
     if spec.kind == CLASSIFICATION:
         (scores,) = outputs.values()
         return scores
+    if spec.kind == MASKS:
+        (maps,) = outputs.values()
+        return maps
     if spec.kind == "segmentation":
         (maps,) = outputs.values()
         one = maps.shape[1] == 1 if maps.ndim >= 4 else spec.squeezed or holds_scores(maps)
         return maps if one else None
     return None
+
+
+def _overlaps(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """Return why the maps of a segmentation look like masks of each class by itself: sigmoids, of which several may be
+    high at one pixel.
+    """
+    maps = next(iter(outputs.values()))
+    if spec.kind != "segmentation" or maps.dtype.kind != "f" or maps.ndim < 4 or maps.shape[1] < 2 or not maps.size:
+        return None
+    least, most = float(maps.min()), float(maps.max())
+    if not (least >= -_ROUNDING and most <= 1 + _ROUNDING and most > least):
+        return None
+    if np.abs(maps.sum(axis=1) - 1).max() <= _ROUNDING:
+        return None
+    return (
+        f"FP32's scores of the classes are from {least:.3g} to {most:.3g} and do not add up to 1 at a pixel, as of a "
+        "sigmoid for each class, and predict takes the best class: if classes may overlap, set [task] kind = "
+        f'"{MASKS}" and scores = "probabilities"'
+    )
 
 
 def _holds_class(spec: TaskSpec, outputs: Mapping[str, npt.NDArray[Any]], scores: npt.NDArray[Any]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -45,6 +47,26 @@ class Detector(nn.Module):
         boxes = self.boxes(y).flatten(2).transpose(1, 2).sigmoid()
         return {"boxes": boxes, "scores": self.scores(y).flatten(2).transpose(1, 2)}
 """
+DOUBLING = """
+import torch
+from torch import nn
+
+
+class Doubled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 1, bias=False)
+        self.shuffle = nn.PixelShuffle(2)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(3).repeat_interleave(4, 0).reshape(12, 3, 1, 1))
+
+    def forward(self, x):
+        return self.shuffle(self.conv(x))
+
+
+def doubled():
+    return Doubled()
+"""
 RECIPE = """\
 schema = 1
 [package]
@@ -72,6 +94,20 @@ def write(
     project.write("nets.py", MODELS)
     text = RECIPE.format(kind=kind, source=source, kwargs=kwargs, settings=settings, size=SIZE)
     project.write("task.toml", text)
+
+
+def write_true_pictures(project: Project) -> None:
+    """Write what ``Doubled`` makes of the photos at the model's size; the photos get that size, too."""
+    for path in sorted((project.root / "photos").rglob("*")):
+        if not path.is_file():
+            continue
+        with Image.open(path) as image:
+            small = image.convert("RGB").resize((SIZE, SIZE))
+        path.unlink()
+        small.save(path.with_suffix(".png"))
+        true = (project.root / "true" / path.relative_to(project.root / "photos")).with_suffix(".png")
+        true.parent.mkdir(parents=True, exist_ok=True)
+        small.resize((2 * SIZE, 2 * SIZE), Image.Resampling.NEAREST).save(true)
 
 
 def predicted(project: Project, wheel: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -229,6 +265,30 @@ def test_a_detector_of_torchvision_is_built_judged_by_its_boxes_and_shown_in_the
     assert (project.root / "page.html").read_text(encoding="utf-8").count("data:image/jpeg;base64") == 6
 
 
+def test_pictures_are_judged_by_true_ones_and_saved(cpupack: Cpupack, project: Project) -> None:
+    """A network that doubles each pixel: its true pictures are the photos, twice as large."""
+    project.write("nets.py", DOUBLING)
+    write_true_pictures(project)
+    text = RECIPE.format(kind="image", source="doubled", kwargs="{}", settings="", size=SIZE)
+    text = text.replace('labels = ["one", "two"]\n', "").replace('weights = "random"', 'weights = "factory"')
+    gates = 'source = "images:photos"\ntargets = "images:true"\nmetric = "psnr"\nmin_metric = 40.0\n'
+    project.write("task.toml", f"{text}[evaluation]\n{gates}")
+    done = cpupack("build", "task.toml", *ONE)
+    assert done.code == 0, done.err
+    wheel = done.out.splitlines()[-1]
+    with zipfile.ZipFile(project.root / wheel) as archive:
+        judged = json.loads(archive.read("tiny_task/build.json"))["report"]
+    assert judged["metric_fp32"] == 100.0  # equal, byte for byte
+    assert 40.0 < judged["metric_int8"] <= 100.0
+    photo = next(project.root.glob("photos/**/*.png"), None) or next(project.root.glob("photos/**/*.jpg"))
+    saved = project.root / "larger.png"
+    found = predicted(project, wheel, "predict", str(photo), "--save", str(saved))
+    assert found.returncode == 0, found.stderr
+    assert f"an image of {2 * SIZE} x {2 * SIZE} pixels" in found.stdout
+    with Image.open(saved) as image:
+        assert image.size == (2 * SIZE, 2 * SIZE)
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_the_page_draws_what_was_found_over_the_photo(cpupack: Cpupack, project: Project) -> None:
     photo = project.root / "photo.png"
@@ -236,6 +296,7 @@ def test_the_page_draws_what_was_found_over_the_photo(cpupack: Cpupack, project:
     for kind, source, settings in (
         ("detection", "Detector", 'box_format = "cxcywh_normalized"\nthreshold = 0.01'),
         ("segmentation", "maps", ""),
+        ("masks", "maps", ""),
     ):
         write(project, kind, source, "{}" if settings else "{ classes = 2 }", settings)
         done = cpupack("build", "task.toml", *ONE)
@@ -268,5 +329,10 @@ def test_the_page_draws_what_was_found_over_the_photo(cpupack: Cpupack, project:
                   const data = mask.getContext("2d").getImageData(0, 0, mask.width, mask.height).data;
                   return data.filter((_, at) => at % 4 === 3 && !data[at]).length / (data.length / 4);
                 })()""")
-                covered = sum(one["share"] for one in result["classes"] if one["index"] > 0)
+                if kind == "masks":
+                    files = [base64.b64decode(one["mask_png"]) for one in result["masks"]]
+                    assert files, "random weights have a mask"
+                    covered = np.any([np.asarray(Image.open(io.BytesIO(each))) > 0 for each in files], axis=0).mean()
+                else:
+                    covered = sum(one["share"] for one in result["classes"] if one["index"] > 0)
                 assert clear == pytest.approx(1 - covered)

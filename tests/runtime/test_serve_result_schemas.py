@@ -20,6 +20,7 @@ from cpupack.runtime.tasks.fill import Filled, Guess
 from cpupack.runtime.tasks.image import Picture
 from cpupack.runtime.tasks.keypoints import Keypoint, Keypoints
 from cpupack.runtime.tasks.maps import result_of
+from cpupack.runtime.tasks.masks import Masks
 from cpupack.runtime.tasks.multilabel import Multilabel
 from cpupack.runtime.tasks.regression import Regression, Value
 from cpupack.runtime.tasks.segmentation import ClassShare, Segmentation
@@ -32,6 +33,7 @@ RESULTS: dict[str, Any] = {
     "regression": Regression((Value("age", 41.5, "years"),)),
     "embedding": Embedding(np.array([0.6, 0.8], np.float32)),
     "segmentation": Segmentation(np.zeros((2, 3), np.int16), (ClassShare("sky", 0, 1.0),)),
+    "masks": Masks(np.ones((1, 2, 3), np.bool_), (ClassShare("sky", 0, 1.0),), ("sky",)),
     "detection": Detections((Detection("cat", 1, 0.75, 1.0, 2.0, 3.0, 4.0),), 8, 9),
     "keypoints": Keypoints((Keypoint("nose", 0, 1.5, 2.5, 0.75),), 8, 9),
     "image": Picture(np.zeros((2, 3, 3), np.uint8)),

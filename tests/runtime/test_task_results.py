@@ -172,8 +172,41 @@ def test_heat_maps_become_points_of_the_image() -> None:
     few = present("keypoints", maps, threshold=0.5, skeleton=[[0, 1]])
     assert [one.index for one in few.points] == [0]
     assert few.draw(Image.new("RGB", (8, 8))).size == (8, 8)  # a line to a point that is missing is not drawn
+    assert found.draw(Image.new("RGB", (80, 40))).height > 40  # a legend says which colour is which point
+    face = present("keypoints", np.zeros((68, 2)), labels=tuple(f"point {number}" for number in range(68)))
+    assert face.draw(Image.new("RGB", (80, 40))).size == (80, 40)
     outside = present("keypoints", [[-5.0, 100.0]], Frame.of(80, 40, SQUARE)).points[0]
     assert (outside.x, outside.y) == (0.0, 40.0)
+
+
+def test_scores_of_places_across_and_down_become_points() -> None:
+    """Two places for each pixel of the input of 8 x 8, as SimCC has them."""
+    across, down = np.zeros((2, 16)), np.zeros((2, 16))
+    across[0, 7], down[0, 4] = 0.9, 0.6
+    across[1, 0], down[1, 15] = 0.3, 0.8
+    outputs = {"simcc_x": across, "simcc_y": down}
+    assert kinds.misfit("keypoints", {name: each.shape for name, each in outputs.items()}) is None
+    assert kinds.label_count(TaskSpec.of("keypoints"), {"x": (2, 16), "y": (2, 16)}) == 2
+    nose, ear = present("keypoints", outputs, Frame.of(80, 40, SQUARE), labels=("nose", "ear")).points
+    # x: 7 / 16 of the width of 80; y: 4 / 16 of the height of 40.
+    assert (nose.label, nose.x, nose.y, nose.score) == ("nose", 35.0, 10.0, pytest.approx(0.6))
+    assert (ear.x, ear.y, ear.score) == (0.0, 37.5, pytest.approx(0.3))
+    assert [one.index for one in present("keypoints", outputs, threshold=0.5).points] == [0]
+    assert "then down; the model has x (2, 16), y (3, 16)" in str(
+        kinds.misfit("keypoints", {"x": (2, 16), "y": (3, 16)})
+    )
+
+
+def test_the_border_around_an_image_is_no_part_of_the_picture_that_a_model_makes() -> None:
+    output = np.zeros((1, 16, 16))  # twice as large as the input; the photo of 80 x 40 has 8 x 4 pixels of it
+    output[:, 4:12] = 1.0
+    found = present("image", output, Frame.of(80, 40, PADDED)).pixels
+    assert found.shape == (8, 16)
+    assert (found == 255).all()
+    at_the_top = PreprocessSpec(resize=(8, 8), fit="pad", place="start")
+    assert (present("image", np.roll(output, -4, axis=1), Frame.of(80, 40, at_the_top)).pixels == 255).all()
+    assert present("image", output, Frame.of(80, 40, CROPPED)).pixels.shape == (16, 16)
+    assert present("image", output, Frame.of(800, 1, PADDED)).pixels.shape[1] == 16  # one row at least
 
 
 def test_images_are_clipped_and_scaled_to_bytes() -> None:
@@ -317,6 +350,7 @@ FITS: dict[str, list[tuple[int, ...]]] = {
     "regression": [(5,), (), (5, 4), (2, 5, 4)],
     "embedding": [(5,), (5, 1, 1)],
     "segmentation": [(3, 4, 4), (1, 4, 4), (4, 4), (3, 2, 4, 4)],
+    "masks": [(3, 4, 4), (1, 4, 4)],
     "detection": [(9, 5)],
     "keypoints": [(5, 4, 4), (5, 2), (5, 3)],
     "image": [(3, 4, 4), (1, 4, 4), (4, 4)],
@@ -331,6 +365,7 @@ MISFITS: dict[str, list[tuple[int, ...]]] = {
     "regression": [(2, 3, 5, 4)],
     "embedding": [(5, 4), (1,)],
     "segmentation": [(5,)],
+    "masks": [(4, 4), (3, 2, 4, 4)],
     "detection": [(9, 4), (9,)],
     "keypoints": [(5,), (5, 4)],
     "image": [(4, 4, 4), (5,)],

@@ -236,6 +236,50 @@ def test_a_build_warns_of_what_its_calibration_tells() -> None:
     assert diagnosed(dataclasses.replace(found, stats={}), None, recipe(), progress) == (None, {})
 
 
+@pytest.mark.parametrize(("skip", "warned"), [([], True), (["0"], False)])
+def test_ranges_that_int8_does_not_use_are_no_matter(skip: list[str], *, warned: bool) -> None:
+    """Data that grow in the end and are exceeded later: of a layer in FP32 before a norm that says nothing."""
+    from cpupack.pipeline.prepare import diagnosed
+
+    spec = recipe((16,), quantize={"skip": skip}, target={"x86_64": {"engine": "native"}})
+    values = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    values[48:] *= 5
+    data = Samples(values, "rising", tuple(map(str, range(64))))
+    torch.manual_seed(0)
+    _, found = calibrated(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 8)), spec, data)
+    progress = Recorder()
+    diagnosed(found, dataclasses.replace(data, data=20 * values), spec, progress)
+    said = " ".join(progress.warnings)
+    assert ("the calibration has not settled" in said) is warned
+    assert ("is not like the calibration data" in said) is warned
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.lstm(x)[0]
+        return result
+
+
+def test_a_recurrent_layer_has_no_range_that_could_settle() -> None:
+    """It rounds each step with a scale of its own."""
+    from cpupack.pipeline.prepare import diagnosed
+
+    spec = recipe((6, 16), target={"x86_64": {"engine": "native"}})
+    values = np.random.default_rng(0).standard_normal((64, 6, 16)).astype(np.float32)
+    values[48:] *= 5
+    _, found = calibrated(Recurrent(), spec, Samples(values, "rising", tuple(map(str, range(64)))))
+    progress = Recorder()
+    report, _ = diagnosed(found, None, spec, progress)
+    assert report is not None
+    assert progress.warnings == []
+    assert in_words(report)[0] == "64 samples in 16 batches; INT8 rounds nothing in their ranges"
+
+
 @pytest.mark.parametrize(("engine", "warned"), [("native", False), ("fbgemm", True)])
 def test_outliers_are_warned_of_where_a_range_is_rounded(engine: str, *, warned: bool) -> None:
     """The native engine has a range for each token, so one that is far larger than all others costs them nothing."""

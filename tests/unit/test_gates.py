@@ -109,6 +109,21 @@ def test_when_none_passes_the_error_has_every_number() -> None:
     assert caught.value.exit_code == 6
 
 
+def test_a_gate_that_fp32_does_not_hold_either_says_so() -> None:
+    """Else the reader looks for the loss in INT8, which has none."""
+    bad = {"metric": "map", "metric_fp32": 0.004, "metric_int8": 0.003, "metric_drop": 0.001}
+    with pytest.raises(VerificationError, match=r"FP32 itself has 0.004, so INT8 is not the reason"):
+        choose([judge(made_up(**bad), Evaluation(min_metric=0.2))])
+    with pytest.raises(VerificationError, match=r"FP32 itself has 9, so"):
+        choose([judge(made_up(metric="mae", metric_fp32=9.0, metric_int8=9.5), Evaluation(max_metric=5))])
+    with pytest.raises(VerificationError, match=r"FP32 itself has 0.8, so"):
+        choose([judge(made_up(), Evaluation(min_top1=0.9))])
+    for facts, bounds in ((bad, {"max_metric_drop": 0.0}), ({}, {"min_top1": 0.79})):
+        with pytest.raises(VerificationError) as caught:
+            choose([judge(made_up(**facts), Evaluation(**bounds))])
+        assert "FP32 itself" not in caught.value.message
+
+
 def equal_on(count: int, **evaluation: Any) -> Contender:
     """Return a contender that answered every one of ``count`` samples as FP32 did, 90 % of them right."""
     right = round(0.9 * count)

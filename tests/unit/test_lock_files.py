@@ -103,6 +103,24 @@ def test_maps_of_numbers_are_named_one_by_one(tmp_path: Path) -> None:
     assert "maps/a.npy" in read(loaded).files
 
 
+def test_masks_of_each_class_are_named_one_by_one(tmp_path: Path) -> None:
+    code(tmp_path / "recipes")
+    loaded = project(tmp_path, more='[task]\nkind = "masks"\n[evaluation]\nmetric = "miou"\n' + MASKS)
+    for label in ("cloud", "snow"):
+        (tmp_path / "recipes/masks" / label).mkdir()
+        (tmp_path / "recipes/masks" / label / "a.png").write_text(label)
+    assert {"masks/cloud/a.png", "masks/snow/a.png"} < set(read(loaded).files)
+
+
+def test_true_pictures_are_named_one_by_one_whatever_their_ending(tmp_path: Path) -> None:
+    code(tmp_path / "recipes")
+    sharp = 'source = "images:photos"\ntargets = "images:sharp"\nmin_metric = 20.0\n'
+    (tmp_path / "recipes/sharp").mkdir()
+    loaded = project(tmp_path, more='[task]\nkind = "image"\n[evaluation]\nmetric = "psnr"\n' + sharp)
+    (tmp_path / "recipes/sharp/a.webp").write_text("a")
+    assert "sharp/a.webp" in read(loaded).files
+
+
 def test_code_above_the_recipe_is_named_by_its_path(tmp_path: Path) -> None:
     """A recipe in a folder of recipes, and the code beside that folder: also what it imports."""
     code(tmp_path / "lib")

@@ -303,12 +303,14 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"evaluation.source": '"images:pictures"', "evaluation.metric": '"net.py:f"'},
-            "evaluation.metric: must be map, map50, miou, mae, rmse, distance, f1, recall@K or "
+            "evaluation.metric: must be map, map50, miou, dice, mae, rmse, distance, f1, average_precision, "
+            "equal_error, psnr, ssim, recall@K or "
             'python:FILE.py:function, not "net.py:f"',
         ),
         (
             {"evaluation.source": '"images:pictures"', "evaluation.metric": '"miuo"'},
-            "evaluation.metric: must be map, map50, miou, mae, rmse, distance, f1, recall@K or "
+            "evaluation.metric: must be map, map50, miou, dice, mae, rmse, distance, f1, average_precision, "
+            "equal_error, psnr, ssim, recall@K or "
             'python:FILE.py:function, not "miuo"; did you mean "miou"?',
         ),
         (
@@ -345,8 +347,8 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"evaluation.source": '"images:pictures"', "evaluation.metric": '"mae"', "evaluation.targets": '"net.py"'},
-            "evaluation.targets: must be coco:FILE.json, masks:DIR, maps:DIR, csv:FILE.csv or jsonl:FILE.jsonl, "
-            'not "net.py"',
+            "evaluation.targets: must be coco:FILE.json, masks:DIR, maps:DIR, images:DIR, csv:FILE.csv or "
+            'jsonl:FILE.jsonl, not "net.py"',
         ),
         (
             {

@@ -282,6 +282,14 @@ def test_the_values_of_several_heads_are_one_result(kind: str) -> None:
         check_labels(("a", "b"), "the list", spec, shapes)
 
 
+@pytest.mark.parametrize("kind", ["regression", "multilabel", "keypoints", "masks"])
+def test_results_that_are_told_apart_by_their_names_have_no_name_twice(kind: str) -> None:
+    shape = {"keypoints": (3, 2), "masks": (3, 8, 8)}.get(kind, (3,))
+    with pytest.raises(ModelError, match='the list has "age" 2 times'):
+        check_labels(("age", "height", "age"), "the list", TaskSpec.of(kind), {"output": shape})
+    check_labels(("crane", "cat", "crane"), "the list", TaskSpec.of("classification"), {"output": (3,)})  # of ImageNet
+
+
 def test_a_regression_may_have_a_number_for_each_pixel() -> None:
     """A depth was refused, or was an image whose numbers were cut to 0..255."""
     image = (TensorSpec(INPUT, (3, SIZE, SIZE)),)

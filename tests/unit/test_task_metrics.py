@@ -199,6 +199,38 @@ def test_mean_iou_leaves_out_what_is_unknown() -> None:
         metric(scores, np.array([[[0, 255], [0, 255]]]))
 
 
+def test_dice_is_twice_the_common_by_what_both_have() -> None:
+    of = model("segmentation", {"output": (2, 1, 4)})
+    scores = np.array([[[[0, 0, 0, 0]], [[1, 1, -1, -1]]]], np.float32)  # classes 1 1 0 0
+    targets = np.array([[[1, 0, 0, 255]]])
+    # Class 0: one common of 1 found and 2 true. Class 1: one of 2 and 1.
+    assert task_metric("dice", of, resampled=False)(scores, targets) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    with pytest.raises(VerificationError, match="metric dice: the masks have class 2"):
+        task_metric("dice", of, resampled=False)(scores, np.full((1, 1, 4), 2))
+
+
+def test_masks_of_each_class_are_measured_by_themselves() -> None:
+    of = model("masks", {"output": (2, 2, 2)})
+    scores = np.array([[[[4, 4], [-4, -4]], [[4, -4], [4, -4]]]], np.float32)
+    targets = np.array([[[[1, 1], [1, 1]], [[1, 0], [-1, 0]]]])
+    assert task_metric("miou", of, resampled=False)(scores, targets) == pytest.approx((2 / 4 + 1 / 1) / 2)
+    assert task_metric("dice", of, resampled=False)(scores, targets) == pytest.approx((4 / 6 + 1) / 2)
+    whole = np.kron(targets, np.ones((5, 5), int))  # those of the input, 10 x 10
+    assert 0.4 < task_metric("miou", of, resampled=False)(scores, whole) < 0.9
+    for wrong, words in (
+        (targets[:, :1], r"compares with masks \(n, 2, height, width\)"),
+        (3 * targets, r"the masks have 3; a pixel is 0 or 1"),
+        (np.full_like(targets, -1), "no pixel of the masks has a class"),
+    ):
+        with pytest.raises(VerificationError, match=words):
+            task_metric("miou", of, resampled=False)(-9 + 0 * scores, wrong)
+    presenter: Any = presenter_of(of)
+    other = {"output": np.concatenate([scores[:, :1], -scores[:, 1:]], axis=1)}
+    assert likeness(presenter, {"output": scores}, other) == ("mean IoU of the masks", pytest.approx((1 + 0) / 2))
+    # Four of FP32's four and four: all of class 0 are the same, none of class 1; they are too few to part yes from no.
+    assert same_decisions(presenter, {"output": scores}, other) == pytest.approx(4 / 8)
+
+
 def test_the_iou_of_a_scan_counts_voxels() -> None:
     scores = np.zeros((1, 2, 2, 2, 2), np.float32)
     scores[0, 1, 0] = 1.0  # the first slice
@@ -338,7 +370,9 @@ def test_draws_without_anything_to_measure_have_no_number() -> None:
 
 
 def test_a_metric_of_another_kind_is_an_error_of_the_recipe() -> None:
-    with pytest.raises(RecipeError, match=r'metric = "miou" is for .* "segmentation", and the model.s is "detection"'):
+    with pytest.raises(
+        RecipeError, match=r'metric = "miou" is for .* "segmentation" or "masks", and the model.s is "detection"'
+    ):
         task_metric("miou", DETECTOR, resampled=False)
 
 

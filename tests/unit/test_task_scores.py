@@ -50,7 +50,14 @@ def test_each_kind_doubts_scores_that_the_task_calls_by_the_wrong_name(
 
 def test_what_says_nothing_of_its_scores_is_not_doubted() -> None:
     assert doubt("classification", SURE[:, 0]) == ""  # logits from 0 to 1 that are no softmax
-    assert doubt("segmentation", SHARES[:, None].repeat(2, axis=1)) == ""  # the best class of several needs neither
+    shares = softmax(LOGITS.reshape(8, 6, 3, 1), axis=1)
+    assert (
+        doubt("segmentation", shares) == doubt("segmentation", LOGITS[..., None]) == ""
+    )  # the best class needs neither
+    assert "if classes may overlap, set [task] kind = " in doubt("segmentation", SURE[..., None])
+    assert "leave it out if they are logits" in doubt("masks", LOGITS[..., None], scores="probabilities")
+    assert doubt("masks", SURE[..., None], scores="probabilities") == doubt("masks", LOGITS[..., None]) == ""
+    assert "if they are probabilities already" in doubt("masks", SURE[..., None])
     assert doubt("segmentation", np.ones((8, 6, 3))) == ""  # a map of classes
     assert doubt("multilabel", np.zeros((8, 3))) == ""
     assert doubt("regression", SURE[:, 0]) == doubt("raw", SURE) == ""

@@ -111,13 +111,14 @@ class Evaluation(Table):
     """Smallest ratio of the INT8 model's throughput to FP32's on this host (only for targets that this host can
     time)."""
     metric: Text | None = None
-    """A metric by name: ``map`` or ``map50`` (detection), ``miou`` (segmentation), ``mae`` and ``rmse``
-    (regression), ``distance`` (keypoints), ``f1`` (multilabel), ``recall@5`` (embedding). Or
-    ``python:FILE.py:function``: your own, ``function(outputs, targets) -> float`` on numpy arrays."""
+    """A metric by name: ``map`` or ``map50`` (detection), ``miou`` or ``dice`` (segmentation), ``mae`` and ``rmse``
+    (regression), ``distance`` (keypoints), ``f1`` or ``average_precision`` (multilabel), ``recall@5`` or
+    ``equal_error`` (embedding), ``psnr`` or ``ssim`` (image). Or ``python:FILE.py:function``: your own,
+    ``function(outputs, targets) -> float`` on numpy arrays."""
     targets: Text | None = None
     """What the metric compares with, for a folder of images: ``coco:FILE.json`` (boxes), ``masks:DIR`` (a PNG of
-    classes for each image), ``maps:DIR`` (an ``.npy`` file of numbers for each image), ``csv:FILE.csv`` or
-    ``jsonl:FILE.jsonl`` (a row for each image)."""
+    classes for each image), ``maps:DIR`` (an ``.npy`` file of numbers for each image), ``images:DIR`` (the
+    true picture for each image), ``csv:FILE.csv`` or ``jsonl:FILE.jsonl`` (a row for each image)."""
     metric_goal: Literal["max", "min"] = "max"
     """Whether larger (``max``) or smaller (``min``, for errors) values of ``metric`` are better. Metrics by
     name have their own."""

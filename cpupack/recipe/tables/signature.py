@@ -164,6 +164,7 @@ class Task(Table):
         "regression",
         "embedding",
         "segmentation",
+        "masks",
         "detection",
         "keypoints",
         "image",
@@ -175,11 +176,11 @@ class Task(Table):
     """The kind of the outputs. Without this table it is ``classification`` for one row of two or more scores, else
     ``raw``."""
     threshold: Fraction | None = None
-    """Lowest score that counts. Default: 0.5 for ``multilabel`` and for a segmentation of one class, 0.3 for
+    """Lowest score that counts. Default: 0.5 for ``multilabel``, ``masks`` and a segmentation of one class, 0.3 for
     ``detection``, 0 for ``keypoints``."""
     scores: Literal["logits", "probabilities"] | None = None
     """What the scores are: ``logits`` (the default), or ``probabilities`` of a model that ends in a sigmoid or softmax.
-    For ``multilabel``, ``detection`` and a ``segmentation`` of one class."""
+    For ``multilabel``, ``masks``, ``detection`` and a ``segmentation`` of one class."""
     units: Annotated[list[str], Field(min_length=1)] | None = None
     """``regression``: the unit of each value or map, such as ``["cm", "kg"]``. Their names are [model] labels."""
     scale: Annotated[list[Finite], Field(min_length=1)] | None = None

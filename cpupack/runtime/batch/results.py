@@ -23,6 +23,7 @@ from ..signature import Signature
 from ..tasks import classification
 from ..tasks.embedding import Embedding
 from ..tasks.maps import are_maps
+from ..tasks.masks import Masks
 from ..tasks.raw import Raw
 from ..tasks.segmentation import is_volume
 from .shards import Id
@@ -82,6 +83,8 @@ def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
             if is_volume(signature.outputs[0].result_shape, signature.outputs[0].dtype):
                 return [*_SIZE, ("depth", pa.int32()), ("classes", classes), ("mask_npy", pa.binary())]
             return [*_SIZE, ("classes", classes), ("mask_png", pa.binary())]
+        case "masks":
+            return [*_SIZE, ("masks", _structs(*_CLASS, ("share", pa.float64()), ("mask_png", pa.binary())))]
         case "detection":
             boxes = _structs(*_CLASS, ("score", pa.float64()), ("box", pa.list_(pa.float64())))
             return [*_SIZE, ("detections", boxes)]
@@ -156,4 +159,6 @@ def _plain(result: Any, *, of_any_size: bool) -> dict[str, Any]:
     if isinstance(result, list):
         return {"top": classification.to_dicts(result)}
     found = result.to_dict()
+    if isinstance(result, Masks):
+        found["masks"] = [{**one, "mask_png": base64.b64decode(one["mask_png"])} for one in found["masks"]]
     return {name: base64.b64decode(value) if name in _FILES else value for name, value in found.items()}

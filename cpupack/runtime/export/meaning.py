@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..tasks.spec import LAST, TaskSpec
+from ..tasks.spec import LAST, MASKS, TaskSpec
 
 _CORNERS = {
     "xyxy": "two corners, x and y of each",
@@ -21,7 +21,7 @@ def meaning_of(spec: TaskSpec, applied: str | None = None) -> list[str]:
     makers = {
         "classification": _classification, "multilabel": _multilabel, "regression": _regression,
         "embedding": _embedding, "segmentation": _segmentation, "detection": _detection, "keypoints": _keypoints,
-        "image": _image,
+        "image": _image, MASKS: _masks,
     }  # fmt: skip
     make = makers.get(spec.kind)
     lines = [] if make is None else list(make(spec, applied))
@@ -62,6 +62,11 @@ def _segmentation(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     yield f"{_chance(spec, applied, 'sigmoid')}, and a pixel counts from {spec.threshold:g} on."
 
 
+def _masks(spec: TaskSpec, applied: str | None) -> Iterator[str]:
+    yield f"They are scores of each pixel for each class by itself; {_chance(spec, applied, 'sigmoid')}."
+    yield f"A pixel is of a class from {spec.threshold:g} on, so it may have several classes, or none."
+
+
 def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     if spec.decoder:
         yield "They are no boxes yet: the Python runner's `predict` computes boxes from them with anchors that are in"
@@ -85,7 +90,9 @@ def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
 
 def _keypoints(spec: TaskSpec, __: str | None) -> Iterator[str]:
     where = "in pixels of the model's input" if spec.coordinates == "pixels" else "as shares of its width and height"
-    yield f"They are x and y of each point {where}, or a map for each, whose greatest value is there."
+    yield f"They are x and y of each point {where},"
+    yield "or a map for each, whose greatest value is there. Two outputs have scores of places across and down, and the"
+    yield "greatest is there."
 
 
 def _image(spec: TaskSpec, __: str | None) -> Iterator[str]:

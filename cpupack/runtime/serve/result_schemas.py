@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..tasks.spec import ANSWER, CLASSIFICATION, FILL, TOKENS, TaskSpec
+from ..tasks.spec import ANSWER, CLASSIFICATION, FILL, MASKS, TOKENS, TaskSpec
 
 _TEXT, _NUMBER, _WHOLE, _TRUTH = ({"type": name} for name in ("string", "number", "integer", "boolean"))
 _NUMBER_OR_NULL = {"type": ["number", "null"]}
@@ -45,6 +45,7 @@ _RESULTS = {
     ),
     "embedding": fields(embedding=list_of(_NUMBER)),
     "segmentation": fields(**_SIZE, classes=list_of(fields(label=_TEXT, index=_WHOLE, share=_NUMBER)), mask_png=_PNG),
+    MASKS: fields(**_SIZE, masks=list_of(fields(label=_TEXT, index=_WHOLE, share=_NUMBER, mask_png=_PNG))),
     "detection": fields(
         **_SIZE,
         detections=list_of(fields(label=_TEXT, index=_WHOLE, score=_NUMBER, box=list_of(_NUMBER, 4))),

@@ -25,7 +25,7 @@ from . import classification, kinds
 from .base import Labels, Presenter, Result
 from .decode import read_anchors
 from .frame import Frame
-from .spec import CLASSIFICATION, IMAGE, OF_TEXT, RAW, TaskSpec
+from .spec import CLASSIFICATION, OF_TEXT, RAW, TaskSpec
 
 
 class Answers:
@@ -52,7 +52,7 @@ class Answers:
         self.presenter: Presenter | None = None
         if self.spec.kind != CLASSIFICATION:
             anchors = read_anchors(package_dir / TASK_NAME) if self.spec.decoder else None
-            model = kinds.Model(labels, input_size(signature), anchors, tokenizer)
+            model = kinds.Model(labels, input_size(signature), anchors, tokenizer, takes_bgr(signature))
             self.presenter = kinds.presenter(self.spec, model)
 
     @property
@@ -61,7 +61,7 @@ class Answers:
         if self._sizes is not None and self._sizes.outputs and not self._sizes.inputs:
             return True  # where outputs are in a row depends on the size, which a row itself has
         if self._sizes is not None and self.presenter is not None:
-            return self.presenter.needs_frame or self.spec.kind == IMAGE
+            return self.presenter.needs_frame
         return self._image is not None and self.presenter is not None and self.presenter.needs_frame
 
     def frame(self, item: Any) -> Frame | Tokens | None:
@@ -160,7 +160,7 @@ class Answers:
 def draws_nothing(spec: TaskSpec) -> str:
     """Return what to say where a drawing is asked for, and results of the task have none."""
     return (
-        f'kind "{spec.kind}" draws nothing; segmentation, detection, keypoints, image and maps of numbers of a '
+        f'kind "{spec.kind}" draws nothing; segmentation, masks, detection, keypoints, image and maps of numbers of a '
         "regression do"
     )
 
@@ -189,3 +189,9 @@ def input_size(signature: Signature) -> tuple[int, int]:
     inputs = sorted(signature.inputs, key=lambda each: each.preprocess is None)
     maps = [each.shape for each in inputs if len(each.shape) >= 3]
     return (maps[0][-1], maps[0][-2]) if maps else (1, 1)
+
+
+def takes_bgr(signature: Signature) -> bool:
+    """Return whether the first input that is an image has its channels in OpenCV's order."""
+    specs = (each.preprocess for each in signature.inputs if each.preprocess is not None)
+    return next((each.mode == "BGR" for each in specs), False)

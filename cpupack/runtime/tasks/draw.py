@@ -39,6 +39,22 @@ def blended(image: Image.Image, classes: npt.NDArray[Any], opacity: float = 0.55
     return Image.fromarray(pixels)
 
 
+def overlaid(image: Image.Image, masks: Sequence[tuple[int, npt.NDArray[Any]]], opacity: float = 0.55) -> Image.Image:
+    """Return an image with the mean colour of all classes that a pixel has over it.
+
+    ``masks`` are pairs of a class and its truth values ``(height, width)`` of the image.
+    """
+    pixels = np.array(image, np.uint8)
+    sums, counts = np.zeros(pixels.shape), np.zeros(pixels.shape[:2])
+    for index, mask in masks:
+        sums[mask] += np.array(colour_of(index))
+        counts += mask
+    where = counts > 0
+    colours = sums[where] / counts[where][:, None]
+    pixels[where] = (pixels[where] * (1.0 - opacity) + colours * opacity).round().astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
 def legend(image: Image.Image, rows: Sequence[tuple[int, str, str]]) -> Image.Image:
     """Return an image with a list of classes (index, label, note) below it, as wide as the image or wider."""
     if not rows:

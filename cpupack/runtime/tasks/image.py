@@ -46,22 +46,41 @@ class Picture:
 
 @dataclass(frozen=True)
 class ImagePresenter:
-    """Makes a ``Picture``: each channel is output * scale + offset in 0..1, and what lies outside is clipped."""
+    """Makes a ``Picture``: each channel is output * scale + offset in 0..1, and what lies outside is clipped.
+
+    With ``bgr`` the model has its channels in OpenCV's order, in and out.
+    """
 
     spec: TaskSpec
-    needs_frame: bool = False
+    bgr: bool = False
+    needs_frame: bool = True
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Picture:
         values = np.asarray(only(outputs), np.float64)
         values = values[None] if values.ndim == 2 else values
-        if frame is not None:  # of an image that was filled up, what belongs to the border is left out
+        if frame is not None:  # what belongs to a border that was added to the image is left out
             rows, columns = values.shape[1:]
-            height = round(rows * frame.resized_height / frame.input_height)
-            values = values[:, :height, : round(columns * frame.resized_width / frame.input_width)]
-        scale = np.resize(np.array(self.spec.scale or (1.0,)), len(values))[:, None, None]
-        offset = np.resize(np.array(self.spec.offset or (0.0,)), len(values))[:, None, None]
-        pixels = np.nan_to_num(255.0 * (values * scale + offset)).clip(0, 255).round().astype(np.uint8)
+            down = _seen(frame.top, frame.resized_height, frame.input_height, rows)
+            values = values[:, down, _seen(frame.left, frame.resized_width, frame.input_width, columns)]
+        pixels = np.nan_to_num(255.0 * self.scaled(values)).clip(0, 255).round().astype(np.uint8)
+        if self.bgr and len(pixels) == 3:
+            pixels = pixels[::-1]
         return Picture(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+
+    def scaled(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return outputs ``(..., channels, height, width)`` as they should be from 0 to 1."""
+        by_channel = (-1, 1, 1)
+        count = values.shape[-3]
+        scale = np.resize(np.array(self.spec.scale or (1.0,)), count).reshape(by_channel)
+        return values * scale + np.resize(np.array(self.spec.offset or (0.0,)), count).reshape(by_channel)
+
+
+def _seen(begin: float, resized: float, whole: int, count: int) -> slice:
+    """Return which of ``count`` pixels of the output belong to the image, of whose ``resized`` pixels the input of
+    ``whole`` ones begins at ``begin``; that is below 0 after a border."""
+    border = max(-begin, 0.0)
+    end = min(resized - begin, float(whole))
+    return slice(round(border * count / whole), max(round(end * count / whole), round(border * count / whole) + 1))
 
 
 def misfit(outputs: Shapes) -> str | None:

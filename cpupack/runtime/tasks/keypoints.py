@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+_MOST_NAMED = 24
+"""Points with a legend; that of a whole face would be longer than the image."""
+
+
 @dataclass(frozen=True)
 class Keypoint:
     """One point in pixels of the original image, clipped to it. ``score`` is 1 where the model gives none."""
@@ -61,15 +65,19 @@ class Keypoints:
 
         places = {one.index: number for number, one in enumerate(self.points)}
         lines = [(places[a], places[b]) for a, b in self.skeleton if a in places and b in places]
-        return draw.points(image, [(one.x, one.y, draw.colour_of(one.index)) for one in self.points], lines)
+        drawn = draw.points(image, [(one.x, one.y, draw.colour_of(one.index)) for one in self.points], lines)
+        named = [(one.index, one.label, "") for one in self.points if one.label != str(one.index)]
+        return draw.legend(drawn, named) if len(named) <= _MOST_NAMED else drawn
 
 
 @dataclass(frozen=True)
 class KeypointsPresenter:
-    """Makes ``Keypoints`` of heat maps ``(points, height, width)``, or of coordinates ``(points, 2 or 3)``.
+    """Makes ``Keypoints`` of heat maps ``(points, height, width)``, of coordinates ``(points, 2 or 3)``, or of scores
+    of places across ``(points, places)`` and down (SimCC).
 
     The place of a heat map is its largest value, a quarter of a pixel towards the larger neighbour (as HRNet does),
-    and that value is the score. Coordinates are ``x, y`` and a score, in pixels of the model's input or 0..1 of it.
+    and that value is the score. Of places the best ones are taken, and the lesser of both is the score, as RTMPose has
+    it. Coordinates are ``x, y`` and a score, in pixels of the model's input or 0..1 of it.
     """
 
     spec: TaskSpec
@@ -79,11 +87,8 @@ class KeypointsPresenter:
     needs_frame: bool = True
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Keypoints:
-        values = np.asarray(only(outputs), np.float64)
         frame = Frame.whole(*self.input_size) if frame is None else frame
-        rows = self._from_heat_maps(values, frame) if values.ndim == 3 else values
-        if values.ndim == 2 and self.spec.coordinates == "normalized":
-            rows = rows * [frame.input_width, frame.input_height, *[1.0] * (rows.shape[1] - 2)]
+        rows = _from_places(outputs, frame) if len(outputs) > 1 else self._rows(only(outputs), frame)
         places = frame.to_image(rows[:, :2]).clip(0.0, (float(frame.width), float(frame.height)))
         scores = rows[:, 2] if rows.shape[1] == 3 else np.ones(len(rows))
         points = tuple(
@@ -92,6 +97,15 @@ class KeypointsPresenter:
             if scores[i] >= self.spec.threshold and math.isfinite(places[i].sum())
         )
         return Keypoints(points, frame.width, frame.height, self.spec.skeleton)
+
+    def _rows(self, output: npt.NDArray[Any], frame: Frame) -> npt.NDArray[np.float64]:
+        """Return ``(points, 2 or 3)``: x and y in pixels of the model's input, and perhaps the score."""
+        values = np.asarray(output, np.float64)
+        if values.ndim == 3:
+            return self._from_heat_maps(values, frame)
+        if self.spec.coordinates == "normalized":
+            return np.asarray(values * [frame.input_width, frame.input_height, *[1.0] * (values.shape[1] - 2)])
+        return values
 
     @staticmethod
     def _from_heat_maps(maps: npt.NDArray[np.float64], frame: Frame) -> npt.NDArray[np.float64]:
@@ -110,6 +124,22 @@ class KeypointsPresenter:
         return found
 
 
+def point_count(outputs: Shapes) -> int:
+    """Return how many points the outputs have."""
+    return int(next(iter(outputs.values()))[0])
+
+
+def _from_places(outputs: Outputs, frame: Frame) -> npt.NDArray[np.float64]:
+    """Return ``(points, 3)`` of the scores of places across and down: x and y in pixels of the input, and the score.
+
+    Place ``i`` of ``n`` across is at ``i / n`` of the width, as SimCC's targets have it.
+    """
+    across, down = (np.nan_to_num(np.asarray(each, np.float64), nan=-np.inf) for each in outputs.values())
+    x = across.argmax(axis=1) * (frame.input_width / across.shape[1])
+    y = down.argmax(axis=1) * (frame.input_height / down.shape[1])
+    return np.stack([x, y, np.minimum(across.max(axis=1), down.max(axis=1))], axis=1)
+
+
 def _lean(line: npt.NDArray[np.float64], at: int) -> float:
     """Return a quarter towards the larger of the two neighbours, 0 at an edge or between equal ones."""
     if not 0 < at < len(line) - 1:
@@ -123,9 +153,13 @@ def misfit(outputs: Shapes) -> str | None:
     shape: tuple[int, ...] = only(outputs) if len(outputs) == 1 else ()
     if len(shape) == 3 or (len(shape) == 2 and shape[1] in (2, 3)):
         return None
+    both = list(outputs.values())
+    if len(both) == 2 and all(len(each) == 2 and each[1] > 3 and each[0] == both[0][0] for each in both):
+        return None
     two = len(shape) == 1 and shape[0] % 2 == 0
     flat = f". Where they are x and y in turn, return them as output.reshape(-1, {shape[0] // 2}, 2)" if two else ""
     return (
         "needs one output of shape (points, height, width), a heat map for each point, or (points, 2) or (points, 3) "
-        f"with x, y and a score in pixels of the input; the model has {in_words(outputs)}{flat}"
+        "with x, y and a score in pixels of the input; or two outputs (points, places) with scores of places across, "
+        f"then down; the model has {in_words(outputs)}{flat}"
     )

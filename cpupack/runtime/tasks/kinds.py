@@ -11,24 +11,39 @@ import numpy as np
 
 from ..errors import RunnerError
 from ..text.tokenizer import Tokenizer
-from . import answer, detection, embedding, fill, image, keypoints, multilabel, raw, regression, segmentation, tokens
+from . import (
+    answer,
+    detection,
+    embedding,
+    fill,
+    image,
+    keypoints,
+    masks,
+    multilabel,
+    raw,
+    regression,
+    segmentation,
+    tokens,
+)
 from .base import Labels, Outputs, Presenter, Shapes, in_words, only
 from .decode import Anchors
 from .maps import are_maps, map_count
-from .spec import ANSWER, CLASSIFICATION, FILL, RAW, SETTINGS, TOKENS, TaskSpec
+from .spec import ANSWER, CLASSIFICATION, FILL, MASKS, RAW, SETTINGS, TOKENS, TaskSpec
 
 
 @dataclass(frozen=True)
 class Model:
     """What presenters must know of the model. ``input_size`` is width and height, or (1, 1) for no images.
 
-    ``tokenizer`` is that of a model that takes text. A build, which reads no results of text, has none.
+    ``tokenizer`` is that of a model that takes text. A build, which reads no results of text, has none. ``bgr`` says
+    that the model's image has its channels in OpenCV's order.
     """
 
     labels: Labels
     input_size: tuple[int, int] = (1, 1)
     anchors: Anchors | None = None
     tokenizer: Tokenizer | None = None
+    bgr: bool = False
 
     @property
     def pads_left(self) -> bool:
@@ -48,9 +63,10 @@ _PRESENTERS: Mapping[str, Callable[[TaskSpec, Model], Presenter]] = {
     "regression": lambda spec, model: regression.RegressionPresenter(spec, model.labels, model.input_size),
     "embedding": lambda spec, model: embedding.EmbeddingPresenter(),
     "segmentation": lambda spec, model: segmentation.SegmentationPresenter(spec, model.labels),
+    MASKS: lambda spec, model: masks.MasksPresenter(spec, model.labels),
     "detection": lambda spec, model: detection.DetectionPresenter(spec, model.labels, model.input_size, model.anchors),
     "keypoints": lambda spec, model: keypoints.KeypointsPresenter(spec, model.labels, model.input_size),
-    "image": lambda spec, model: image.ImagePresenter(spec),
+    "image": lambda spec, model: image.ImagePresenter(spec, model.bgr),
     TOKENS: lambda spec, model: tokens.TokensPresenter(spec, model.labels, model.pads_left),
     ANSWER: lambda spec, model: answer.AnswerPresenter(model.pads_left),
     FILL: lambda spec, model: _fill(model),
@@ -61,6 +77,7 @@ _MISFITS: Mapping[str, Callable[[Shapes], str | None]] = {
     "regression": regression.misfit,
     "embedding": embedding.misfit,
     "segmentation": segmentation.misfit,
+    MASKS: masks.misfit,
     "detection": detection.misfit,
     "keypoints": keypoints.misfit,
     "image": image.misfit,
@@ -106,6 +123,8 @@ def label_count(spec: TaskSpec, outputs: Shapes) -> int | None:
         return map_count(outputs)
     if spec.kind in ROWS:
         return sum(math.prod(shape) for shape in outputs.values())
+    if spec.kind == "keypoints":
+        return keypoints.point_count(outputs)
     shape = only(outputs)
     if spec.kind == TOKENS:
         return int(shape[1])

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import IntegrityError
 
 CLASSIFICATION, EMBEDDING, IMAGE, RAW = "classification", "embedding", "image", "raw"
+MASKS = "masks"
 TOKENS, ANSWER, FILL = "tokens", "answer", "fill"
 OF_TEXT = (TOKENS, ANSWER, FILL)
 """Kinds whose results lie in a text."""
@@ -20,6 +21,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "regression": ("units", "scale", "offset"),
     "embedding": (),
     "segmentation": ("threshold", "scores"),
+    MASKS: ("threshold", "scores"),
     "detection": (
         "threshold", "scores", "box_format", "layout", "objectness", "background", "nms_iou", "class_agnostic",
         "max_detections",
@@ -45,6 +47,7 @@ _TOLD = ("squeezed", "maps", "volume")
 DEFAULTS: dict[tuple[str, str], Any] = {
     ("multilabel", "threshold"): 0.5,
     ("segmentation", "threshold"): 0.5,
+    (MASKS, "threshold"): 0.5,
     ("detection", "threshold"): 0.3,
     ("keypoints", "threshold"): 0.0,
 }
@@ -124,7 +127,7 @@ class TaskSpec:
     @property
     def draws(self) -> bool:
         """Whether results can be drawn."""
-        return self.maps or self.kind in ("segmentation", "detection", "keypoints", IMAGE)
+        return self.maps or self.kind in ("segmentation", MASKS, "detection", "keypoints", IMAGE)
 
     @property
     def draws_alone(self) -> bool:

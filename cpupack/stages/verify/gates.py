@@ -14,11 +14,11 @@ from cpupack.errors import RecipeError, VerificationError
 from cpupack.recipe import Evaluation
 from cpupack.recipe.gates import MEANING_GATES
 from cpupack.runtime.signature import Signature
-from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW
+from cpupack.runtime.tasks.spec import CLASSIFICATION, MASKS, RAW
 
 _CLASS_GATES = ("max_drop", "min_top1", "min_agreement")
 _ROUNDING = 1e-9
-ALIKE = ("segmentation", "detection", "embedding")
+ALIKE = ("segmentation", MASKS, "detection", "embedding")
 """Kinds for which ``min_agreement`` is measured without classes of whole inputs."""
 _OF_ALIKENESS = (*MEANING_GATES, "min_agreement", "min_decisions")
 """Gates that every host can measure, with any weights: they need no labels and no clock."""
@@ -82,7 +82,7 @@ def judge(contender: Contender, evaluation: Evaluation, *, trained: bool = True,
         raise VerificationError(
             f"[evaluation] {' and '.join(missing)} cannot be judged on {report.samples} samples of {report.data}",
             hint="an order of similarities takes three of them; boxes take an image in which FP32 or INT8 finds some; "
-            "decisions take a multilabel model, or raw outputs from 0 to 1",
+            "decisions take a model of kind multilabel or masks, or raw outputs from 0 to 1",
         )
     for name, measured in found.items():
         bound = getattr(evaluation, name)
@@ -116,6 +116,11 @@ def choose(contenders: Sequence[Contender]) -> Contender:
             lines.append(f"  {each.scripted.target.engine}: {gate.name} = {bound}, {measured}  {verdict}")
             if gate.note and not gate.passed:
                 lines.append(f"    {gate.note}")
+            if (own := _too_bad_in_fp32(each.report, gate)) is not None:
+                lines.append(
+                    f"    FP32 itself has {own:.4g}, so INT8 is not the reason: look at [preprocess], [task], the "
+                    "targets and their order of classes, and the weights"
+                )
     defaults = dict.fromkeys(gate.name for each in contenders for gate in each.report.gates if gate.default)
     lowered = f'; {" and ".join(defaults)} in [evaluation] lowers a default, "off" turns it off' if defaults else ""
     raise VerificationError(
@@ -123,6 +128,15 @@ def choose(contenders: Sequence[Contender]) -> Contender:
         hint="[quantize] recover = true searches for settings that hold gates on accuracy; see docs/how-to/gates.md"
         + lowered,
     )
+
+
+def _too_bad_in_fp32(report: VerifyReport, gate: Gate) -> float | None:
+    """Return FP32's value where a gate fails that FP32 does not hold either, None for others."""
+    of = {"min_metric": report.metric_fp32, "max_metric": report.metric_fp32, "min_top1": report.top1_fp32}
+    own = of.get(gate.name)
+    if gate.passed or own is None:
+        return None
+    return own if (own > gate.bound if gate.name.startswith("max_") else own < gate.bound) else None
 
 
 def unproven(contender: Contender) -> list[str]:

@@ -51,6 +51,7 @@ from cpupack.runtime.tensor_spec import LARGEST_EXACT
 from cpupack.runtime.verify import COMPARES_CLASSES
 from cpupack.stages.verify.intervals import alike_intervals, meaning_intervals, pixel_interval
 from cpupack.tasks import pictures
+from cpupack.tasks.doubts import doubt_of_places
 from cpupack.tasks.likeness import likeness, same_decisions
 from cpupack.tasks.metrics import presenter_of, task_metric
 from cpupack.tasks.scores import LOOKED_AT, doubt_of
@@ -133,11 +134,12 @@ def run_reference(
 
         outputs = make(progress) if cached is None else cached(model, graph, final, progress, make)
         _refuse_inexact(model, outputs)
-        if model.task is not None and not model.random_weights:
-            doubt = doubt_of(model.task, model.signature.unpack(outputs[:LOOKED_AT]))
-            if doubt is not None:
-                progress.warn(doubt)
         presenter = None if kind == CLASSIFICATION else presenter_of(model)
+        if model.task is not None and not model.random_weights:
+            some = model.signature.unpack(outputs[:LOOKED_AT])
+            for doubt in (doubt_of(model.task, some), doubt_of_places(presenter, some)):
+                if doubt is not None:
+                    progress.warn(doubt)
         return Reference(samples, outputs, model.signature, metric, kind, presenter, confident, model.macs)
 
 

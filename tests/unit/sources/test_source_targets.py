@@ -21,7 +21,12 @@ WIDE = (20, 10)
 
 
 def read(
-    root: Path, targets: str, metric: str, labels: list[str] | None = None, preprocess: dict[str, Any] | None = None
+    root: Path,
+    targets: str,
+    metric: str,
+    labels: list[str] | None = None,
+    preprocess: dict[str, Any] | None = None,
+    task: dict[str, Any] | None = None,
 ) -> Samples:
     recipe = Recipe.model_validate(
         {
@@ -31,6 +36,7 @@ def read(
                 "source": "python:m.py:f", "weights": "random", "input_shape": [3, 8, 8],
                 **({"labels": labels} if labels else {}),
             },
+            **({"task": task} if task else {}),
             "preprocess": preprocess or {"resize": 8, "crop": 8},
             "evaluation": {"source": "images:photos", "targets": targets, "metric": metric},
         }
@@ -68,6 +74,8 @@ def test_boxes_are_moved_with_the_image(project: Path) -> None:
     # 20 x 10 becomes 16 x 8, and the crop begins at 4: x * 0.8 - 4, y * 0.8.
     assert found[1].tolist() == [[0, 0, 8, 4, 3, 0]]
     assert read(project, "coco:boxes.json", "map", ["dog", "cat"]).targets[1, 0, 4] == 1  # type: ignore[index]
+    with pytest.raises(CalibrationError, match='category "cat" is the name of 2 labels'):
+        read(project, "coco:boxes.json", "map", ["cat", "dog", "cat"])
 
 
 def test_masks_are_resized_and_cropped_without_mixing_classes(project: Path) -> None:
@@ -222,12 +230,72 @@ def test_maps_of_numbers_are_moved_with_the_image(project: Path) -> None:
         read(project, "maps:depth", "mae")
 
 
+def test_pictures_are_moved_with_the_image_so_many_times_as_large(project: Path) -> None:
+    (project / "sharp").mkdir()
+    for name, extra in (("a.jpg", 0), ("b.png", 1)):  # twice the image of 20 x 10, one of them with a pixel too many
+        across = np.tile(np.arange(40 + extra, dtype=np.uint8), (20 + extra, 1))
+        Image.fromarray(np.stack([across] * 3, axis=2)).save(project / "sharp" / name, quality=100)
+    found = read(project, "images:sharp", "psnr", preprocess={"crop": 8}).targets
+    assert found is not None
+    assert (found.shape, found.dtype) == ((2, 3, 16, 16), np.float32)
+    # The crop of 8 x 8 begins at column 6 of 20, so at 12 of 40.
+    np.testing.assert_allclose(found[1, 0, 0] * 255, np.arange(12, 28), atol=1e-4)
+    padded = read(project, "images:sharp", "psnr", preprocess={"resize": [8, 8], "fit": "pad"}).targets
+    assert padded is not None
+    assert padded.shape == (2, 3, 16, 16)
+    assert np.isnan(padded[1, 0, :, 0]).tolist() == [True] * 4 + [False] * 8 + [True] * 4
+    for size, words in (
+        ((60, 30), "b.png is 3 times as large as its image, and that of a.png 2 times"),
+        ((30, 15), "b.png has 30 x 15 pixels, and b.png has 20 x 10"),
+        ((19, 9), "a picture is as large as its image, or a whole number of times"),
+        ((40, 60), "b.png has 40 x 60 pixels"),
+    ):
+        Image.new("RGB", size).save(project / "sharp" / "b.png")
+        with pytest.raises(CalibrationError) as raised:
+            read(project, "images:sharp", "psnr", preprocess={"crop": 8})
+        assert words in f"{raised.value} {raised.value.hint}"
+    (project / "sharp" / "b.png").write_bytes(b"no")
+    with pytest.raises(CalibrationError, match=r"targets of images:photos: .*b.png"):
+        read(project, "images:sharp", "psnr", preprocess={"crop": 8})
+    (project / "sharp" / "b.png").unlink()
+    with pytest.raises(CalibrationError, match=r"b.png does not exist"):
+        read(project, "images:sharp", "psnr", preprocess={"crop": 8})
+
+
+def test_a_mask_of_each_class_is_in_a_folder_of_its_label(project: Path) -> None:
+    task = {"kind": "masks"}
+    for label, mode in (("cloud", "L"), ("snow", "1")):
+        (project / "masks" / label).mkdir(parents=True)
+        for name in ("a.png", "b.png"):
+            mask = np.zeros((10, 20), np.uint8)
+            mask[:5] = 255
+            Image.fromarray(mask).convert(mode).save(project / "masks" / label / name)
+    found = read(project, "masks:masks", "miou", ["cloud", "snow"], task=task).targets
+    assert found is not None
+    assert (found.shape, found.dtype) == ((2, 2, 8, 8), np.int8)
+    assert found[0, 1].tolist() == [[1] * 8] * 4 + [[0] * 8] * 4
+    padded = read(
+        project, "masks:masks", "miou", ["cloud", "snow"], {"resize": [8, 8], "fit": "pad"}, task=task
+    ).targets
+    assert padded is not None
+    assert padded[0, 0, :, 0].tolist() == [-1, -1, 1, 1, 0, 0, -1, -1]
+    with pytest.raises(CalibrationError, match="nothing says which classes there are"):
+        read(project, "masks:masks", "miou", task=task)
+    with pytest.raises(CalibrationError, match="has no folder sun"):
+        read(project, "masks:masks", "miou", ["cloud", "sun"], task=task)
+    (project / "masks" / "snow" / "b.png").unlink()
+    with pytest.raises(CalibrationError, match=r"snow/b.png does not exist"):
+        read(project, "masks:masks", "miou", ["cloud", "snow"], task=task)
+
+
 @pytest.mark.parametrize(
     ("bbox", "words"),
     [
         ([15, 0, 10, 5], r"the box \[15.0, 0.0, 25.0, 5.0\] lies outside b.png, which has 20 x 10 pixels"),
         (["x", 0, 1, 1], r"is no COCO file of boxes: ValueError"),
         ([0, 0, 1], r"is no COCO file of boxes"),
+        ([], r"annotation 0 \(counted from 0\) has no bbox"),
+        (None, r"annotation 0 \(counted from 0\) has no bbox"),
         ([9, 2, -4, 3], r"the box \[9, 2, -4, 3\] of the image 6 has no width and height"),
         ([9, 2, float("nan"), 3], r"of the image 6 has no width and height"),
     ],
@@ -236,6 +304,41 @@ def test_wrong_boxes_are_errors(project: Path, bbox: list[Any], words: str) -> N
     coco(project, {"image_id": 6, "category_id": 3, "bbox": bbox})
     with pytest.raises(CalibrationError, match=words):
         read(project, "coco:boxes.json", "map")
+
+
+def test_files_of_boxes_as_tools_write_them(project: Path) -> None:
+    box = {"image_id": 6, "category_id": 3, "bbox": [5, 0, 10, 5]}
+    coco(project, box)
+    content = json.loads((project / "boxes.json").read_text())
+
+    def read_with(changed: Any) -> Any:
+        (project / "boxes.json").write_text(json.dumps(changed))
+        return read(project, "coco:boxes.json", "map").targets
+
+    def failing(changed: Any) -> str:
+        with pytest.raises(CalibrationError) as caught:
+            read_with(changed)
+        return str(caught.value)
+
+    def images(**facts: Any) -> dict[str, Any]:
+        return {**content, "images": [{**each, **facts} for each in content["images"]]}
+
+    expected = read_with(content)
+    np.testing.assert_array_equal(read_with({**content, "annotations": [{**box, "iscrowd": None}]}), expected)
+    np.testing.assert_array_equal(read_with(images(width=20, height=10)), expected)
+    np.testing.assert_array_equal(read_with(images(width=10, height=20)), expected)  # as it lies in the file
+    np.testing.assert_array_equal(read_with(images(width=0, height=0)), expected)
+    np.testing.assert_array_equal(read_with(images(width="20", height=None)), expected)
+    assert "says that a.png has 40 x 20 pixels, and it has 20 x 10" in failing(images(width=40, height=20))
+    folders = [{**each, "file_name": f"train/{each['file_name']}"} for each in content["images"]]
+    told = failing({**content, "images": folders})
+    assert "has no image a.png, but train/a.png" in told
+    assert "set the source to a folder above" in told
+    told = failing({**content, "annotations": [{**box, "image_id": "6"}]})
+    assert "has a box of the image '6', and no image with this id" in told
+    assert "there is 6: write ids as numbers in both places" in told
+    assert "but a list" in failing([{**box, "score": 0.5}])
+    assert "but without categories" in failing({"images": [], "annotations": []})
 
 
 def test_what_the_files_do_not_have_is_named(project: Path) -> None:

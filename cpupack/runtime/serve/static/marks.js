@@ -78,6 +78,35 @@ async function colours(mask, text) {
   mask.hidden = false;
 }
 
+// Masks that may overlap: each pixel has the mean of the colours of its classes. A mask is 255 where its class is.
+async function overlaid(mask, result) {
+  const sums = new Float32Array(3 * result.width * result.height), counts = new Uint16Array(result.width * result.height);
+  mask.width = result.width;
+  mask.height = result.height;
+  const pen = mask.getContext("2d", { willReadFrequently: true });
+  for (const one of result.masks) {
+    const image = new Image();
+    image.src = `data:image/png;base64,${one.mask_png}`;
+    await image.decode();
+    pen.drawImage(image, 0, 0);
+    const { data } = pen.getImageData(0, 0, mask.width, mask.height);
+    const colour = colourOf(one.index);
+    for (let place = 0; place < counts.length; place += 1) {
+      if (data[4 * place] < 128) continue;
+      counts[place] += 1;
+      for (let channel = 0; channel < 3; channel += 1) sums[3 * place + channel] += colour[channel];
+    }
+  }
+  const pixels = pen.createImageData(mask.width, mask.height);
+  for (let place = 0; place < counts.length; place += 1) {
+    if (!counts[place]) continue;
+    for (let channel = 0; channel < 3; channel += 1) pixels.data[4 * place + channel] = sums[3 * place + channel] / counts[place];
+    pixels.data[4 * place + 3] = 140;
+  }
+  pen.putImageData(pixels, 0, 0);
+  mask.hidden = false;
+}
+
 // As tasks/false_colours.py has them.
 const FROM_LEAST = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142], [31, 158, 137],
   [53, 183, 121], [110, 206, 88], [181, 222, 43], [253, 231, 37]];
@@ -125,6 +154,7 @@ async function mark(result) {
   const size = Math.max(result.width, result.height) / 22;
   if (result.detections) marks.append(...boxes(result.detections, size));
   if (result.points) marks.append(...joined(result.points), ...dots(result.points, size));
+  if (result.masks) await overlaid(mask, result);
   if (result.mask_png) await colours(mask, result.mask_png);
   if (result.values_npy) at("preview").src = numbers(result);
   if (result.png) at("preview").src = `data:image/png;base64,${result.png}`;

@@ -185,6 +185,7 @@ function rowsOf(result) {
   if (result.top) return result.top.map((one) => row(one.label, one.probability));
   if (result.labels) return result.labels.map((one) => row(one.label, one.probability));
   if (result.classes) return result.classes.map((one) => row(one.label, one.share, undefined, { index: one.index || undefined }));
+  if (result.masks) return result.masks.map((one) => row(one.label, one.share, undefined, { index: one.index }));
   if (result.detections) return result.detections.map((one, place) => placed({ ...one, label: `${place + 1}. ${one.label}` }, `(${one.box.map(Math.round).join(", ")})`, one.score));
   if (result.points) return result.points.map((one) => row(one.label, 0, `score ${Number(one.score.toPrecision(4))}`, { detail: `(${Math.round(one.x)}, ${Math.round(one.y)})`, index: one.index })); // of a heat map: no share of 1
   if (result.values) return result.values.map((one) => row(one.name, 0, `${one.value.toPrecision(5)} ${one.unit}`));

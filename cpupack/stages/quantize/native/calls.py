@@ -60,7 +60,10 @@ class Calls:
     def kind(self, node: fx.Node) -> str:
         """Return the name of the called function or module, for messages."""
         module = self.module(node)
-        return kind_of(module) if module is not None else getattr(node.target, "__name__", str(node.target))
+        if module is not None:
+            return kind_of(module)
+        name = str(getattr(node.target, "__name__", node.target))
+        return name.removesuffix(".default")  # of an operator of cpupack's own
 
     def refusal(self, node: fx.Node, what: str = "") -> Refusal:
         """Return the error that names a call which has no kernel."""

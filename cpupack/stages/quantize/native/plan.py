@@ -144,6 +144,7 @@ def rounded_by_range(calibrated: CalibratedModel, recipe: Quantize, input_shape:
         node
         for node in nodes
         if node.op.startswith("call") and node not in reasons and not plan.calls.is_constant(node)
+        if not is_recurrent(plan.calls, node)  # it reads float32 values, and rounds each step by itself
     ]
     return frozenset(each.name for node in coded for each in node.all_input_nodes)
 
