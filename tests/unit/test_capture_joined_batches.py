@@ -56,7 +56,9 @@ class _Folded(nn.Module):
         n, shown = x.shape[0], 3
         support, query = x[:, :shown].reshape(n * shown, 1, 8, 8), x[:, shown:].reshape(-1, 1, 8, 8)
         both = self.last(self.see(torch.cat([support, query], 0)))
-        if self.apart == "split":
+        if self.apart == "normalized":
+            both = torch.nn.functional.normalize(both, dim=1)
+        if self.apart in {"split", "normalized"}:
             one, two = both.split([support.size(0), query.size(0)])
         else:
             one, two = both[: n * shown], both[n * shown :]
@@ -67,7 +69,7 @@ class _Folded(nn.Module):
 
 
 @needs_kernels
-@pytest.mark.parametrize("apart", ["slices", "split"])
+@pytest.mark.parametrize("apart", ["slices", "split", "normalized"])
 def test_unlike_batches_that_are_joined_run_natively(apart: str) -> None:
     data = samples((5, 8, 8), count=8)
     net = Net(lambda net, x: net.folded(x[:, :, None]), folded=_Folded(apart))

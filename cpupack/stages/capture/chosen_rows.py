@@ -30,6 +30,7 @@ _ALONG = frozenset(
         "softmax", "_softmax", "log_softmax", "_log_softmax", "sum", "mean", "amax", "amin", "max", "min", "argmax",
         "argmin", "cumsum", "cumprod", "logsumexp", "unsqueeze", "squeeze", "select", "slice", "narrow", "chunk",
         "split", "split_with_sizes", "unbind", "cat", "stack", "glu", "flip", "sort", "topk",
+        "linalg_vector_norm", "var", "std",
     }
 )  # fmt: skip
 """Give each row by itself where they go along another dimension than the first."""
@@ -118,6 +119,8 @@ def is_by_row(node: fx.Node, inside: set[fx.Node]) -> bool:
     if name in _RESHAPES:
         size = rows[0].meta["val"].shape[0]
         return isinstance(value, torch.Tensor) and value.ndim > 0 and _is_same(value.shape[0], size)
+    if name == "expand_as":
+        return len(rows) == 2 and _is_same(*(each.meta["val"].shape[0] for each in rows))
     if name in _ALONG:
         return not any(isinstance(each, torch.Tensor) for each in others) and _goes_along_others(node, rank, name)
     if name in {"permute", "transpose"}:
