@@ -16,7 +16,7 @@ from cpupack.stages.quantize.native.functions import constant_of
 from cpupack.stages.quantize.native.heads import Heads, append_heads, one_layer
 from cpupack.stages.quantize.native.tell import tell_float
 from cpupack.stages.quantize.native.walks import Fixed, View
-from cpupack.stages.quantize.native.whole_numbers import hidden_by
+from cpupack.stages.quantize.native.whole_choices import hidden_by
 
 _SCALING = {torch.mul: 1.0, torch.div: -1.0}
 

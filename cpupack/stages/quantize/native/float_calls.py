@@ -42,7 +42,8 @@ from cpupack.stages.quantize.native.walks import (
     regular_steps,
     steps_like,
 )
-from cpupack.stages.quantize.native.whole_numbers import hidden_by, lower_whole_numbers, refuse_unbounded
+from cpupack.stages.quantize.native.whole_choices import hidden_by
+from cpupack.stages.quantize.native.whole_numbers import lower_whole_numbers, refuse_unbounded
 
 _ATEN = torch.ops.aten
 

@@ -22,11 +22,12 @@ from cpupack.stages.quantize.native.float_code import then
 from cpupack.stages.quantize.native.float_formulas import rest
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS, reduced
 from cpupack.stages.quantize.native.floats import Operand
-from cpupack.stages.quantize.native.functions import constant_of
 from cpupack.stages.quantize.native.look_ups import LOOK_UPS
 from cpupack.stages.quantize.native.magnitudes import BEYOND, MOVES, WHOLE, bounded, ends_of, largest_of
-from cpupack.stages.quantize.native.operands import operand_of, views_of
+from cpupack.stages.quantize.native.operands import operand_of
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View
+from cpupack.stages.quantize.native.whole_choices import choose_filled, choose_where
+from cpupack.stages.quantize.native.whole_layers import is_one, joined, mapped, number_of, of_two, type_of
 
 _ATEN = torch.ops.aten
 _LESS, _EQUAL = Instruction(Function.LESS), Instruction(Function.EQUAL)
@@ -122,9 +123,9 @@ def _convert(b: Builder, node: fx.Node) -> Operand:
         largest = min(largest, float(ends.max))
     b.magnitudes[node] = 1.0 if after is torch.bool else largest
     if after is torch.bool and before is not torch.bool:
-        return _mapped(b, node, operand, [Instruction(Function.NUMBER, 1), _EQUAL, _NOT])
+        return mapped(b, node, operand, [Instruction(Function.NUMBER, 1), _EQUAL, _NOT])
     if before is torch.float32 and after in WHOLE and not _is_input(b, source):
-        return _mapped(b, node, operand, code)
+        return mapped(b, node, operand, code)
     return operand
 
 
@@ -136,20 +137,20 @@ def _is_input(b: Builder, node: fx.Node) -> bool:
 
 
 def _compare(b: Builder, node: fx.Node) -> View:
-    return _of_two(b, node, _COMPARISONS[b.calls.kind(node).partition(".")[0]])
+    return of_two(b, node, _COMPARISONS[b.calls.kind(node).partition(".")[0]])
 
 
 def _combine(b: Builder, node: fx.Node) -> Operand:
     """And, or, exclusive or of truth values; a constant that changes nothing costs nothing."""
     kind = b.calls.kind(node).partition(".")[0].strip("_").rpartition("_")[2]
-    if any(_type_of(b, each) is not torch.bool for each in node.args[:2]):
+    if any(type_of(b, each) is not torch.bool for each in node.args[:2]):
         return _keep_bits(b, node, kind)
     for each, other in (node.args[:2], reversed(node.args[:2])):
         held, rest = b.calls.constant(each), operand_of(b, other, node)
         everywhere = held is not None and kind == "and" and bool(held.all())
         if everywhere and isinstance(rest, View) and len(rest.shape) == len(shape_of(node)) - 1:
             return rest.expanded(tuple(shape_of(node)[1:]))
-    return _of_two(b, node, _OF_TRUTHS[kind])
+    return of_two(b, node, _OF_TRUTHS[kind])
 
 
 def _keep_bits(b: Builder, node: fx.Node, kind: str) -> View:
@@ -162,9 +163,9 @@ def _keep_bits(b: Builder, node: fx.Node, kind: str) -> View:
     if math.isinf(largest_of(b, one)):
         raise b.calls.refusal(node, BEYOND)
     bounded(b, node, float(held.max()))
-    if _is_one(held):
-        return _mapped(b, node, operand_of(b, one, node), code)
-    return _joined(b, node, operand_of(b, one, node), operand_of(b, two, node), code)
+    if is_one(held):
+        return mapped(b, node, operand_of(b, one, node), code)
+    return joined(b, node, operand_of(b, one, node), operand_of(b, two, node), code)
 
 
 def _shift(b: Builder, node: fx.Node) -> View:
@@ -175,22 +176,22 @@ def _shift(b: Builder, node: fx.Node) -> View:
     if math.isinf(largest):
         raise b.calls.refusal(node, BEYOND)
     operand, code = operand_of(b, node.args[0], node), shifted(left=left)
-    if _is_one(powers):
-        return _mapped(b, node, operand, [Instruction(Function.NUMBER, 1, number=float(powers)), *code])
-    return _joined(b, node, operand, Fixed(powers), code)
+    if is_one(powers):
+        return mapped(b, node, operand, [Instruction(Function.NUMBER, 1, number=float(powers)), *code])
+    return joined(b, node, operand, Fixed(powers), code)
 
 
 def _invert(b: Builder, node: fx.Node) -> Operand:
-    if _type_of(b, node.args[0]) is not torch.bool:
+    if type_of(b, node.args[0]) is not torch.bool:
         most = torch.iinfo(node.meta["dtype"]).max if node.meta["dtype"] is torch.uint8 else -1
         bounded(b, node, max(largest_of(b, node.args[0]) + 1.0, 0.0) if most < 0 else float(most))
         code = [Instruction(Function.FROM_NUMBER, number=float(most))]
-        return _mapped(b, node, operand_of(b, node.args[0], node), code)
-    return _mapped(b, node, operand_of(b, node.args[0], node), [_NOT])
+        return mapped(b, node, operand_of(b, node.args[0], node), code)
+    return mapped(b, node, operand_of(b, node.args[0], node), [_NOT])
 
 
 def _negate_truth(b: Builder, node: fx.Node) -> Operand:
-    if _type_of(b, node.args[0]) is not torch.bool:
+    if type_of(b, node.args[0]) is not torch.bool:
         raise b.calls.refusal(node, "of whole numbers")
     return _invert(b, node)
 
@@ -203,7 +204,7 @@ def _compute(b: Builder, node: fx.Node) -> View:
     products = {Function.MULTIPLY: sizes[0] * sizes[1], Function.MAXIMUM: max(sizes), Function.MINIMUM: max(sizes)}
     least = -sizes[1] if function is Function.SUBTRACT else 0.0
     bounded(b, node, products.get(function, sum(sizes)), least=least)
-    return _of_two(b, node, [Instruction(function)])
+    return of_two(b, node, [Instruction(function)])
 
 
 def _subtract_from(b: Builder, node: fx.Node) -> Operand:
@@ -215,7 +216,7 @@ def _subtract_from(b: Builder, node: fx.Node) -> Operand:
     most = abs(number) if node.meta["dtype"] is torch.uint8 else abs(number) + largest
     bounded(b, node, most, least=number - largest)
     code = [Instruction(Function.FROM_NUMBER, number=float(number))]
-    return _mapped(b, node, operand_of(b, node.args[0], node), code)
+    return mapped(b, node, operand_of(b, node.args[0], node), code)
 
 
 def _clamp(b: Builder, node: fx.Node) -> Operand:
@@ -229,13 +230,13 @@ def _clamp(b: Builder, node: fx.Node) -> Operand:
     ]
     ends = max((abs(each.number) for each in code), default=0.0)
     bounded(b, node, ends if len(code) == 2 else max(ends, largest_of(b, node.args[0])))
-    return _mapped(b, node, operand_of(b, node.args[0], node), code)
+    return mapped(b, node, operand_of(b, node.args[0], node), code)
 
 
 def _negate(b: Builder, node: fx.Node) -> Operand:
     largest = largest_of(b, node.args[0])
     bounded(b, node, largest, least=-largest)
-    return _mapped(b, node, operand_of(b, node.args[0], node), [Instruction(Function.MULTIPLY_NUMBER, number=-1.0)])
+    return mapped(b, node, operand_of(b, node.args[0], node), [Instruction(Function.MULTIPLY_NUMBER, number=-1.0)])
 
 
 def _divide(b: Builder, node: fx.Node) -> Operand:
@@ -245,7 +246,7 @@ def _divide(b: Builder, node: fx.Node) -> Operand:
     name = b.calls.kind(node).partition(".")[0]
     if mode not in ("floor", "trunc"):
         raise b.calls.refusal(node, "with values that are not float32")
-    number = _number(b, node.args[1])
+    number = number_of(b, node.args[1])
     if not number or not number.is_integer():
         raise b.calls.refusal(node, "of whole numbers by what may be zero")
     whole = Function.TRUNCATE if name == "fmod" or mode == "trunc" else Function.FLOOR
@@ -254,7 +255,7 @@ def _divide(b: Builder, node: fx.Node) -> Operand:
     if math.isinf(largest_of(b, source)):
         raise b.calls.refusal(node, BEYOND)
     quotient = [Instruction(Function.DIVIDE_BY_NUMBER, number=number), Instruction(whole)]
-    return _mapped(b, node, operand_of(b, source, node), rest(number, whole) if left else quotient)
+    return mapped(b, node, operand_of(b, source, node), rest(number, whole) if left else quotient)
 
 
 def _accumulate(b: Builder, node: fx.Node) -> View:
@@ -277,7 +278,7 @@ def _sum(b: Builder, node: fx.Node) -> View:
 
 def _any(kind: Reduction) -> Callable[[Builder, fx.Node], View]:
     def made(b: Builder, node: fx.Node) -> View:
-        if _type_of(b, node.args[0]) is not torch.bool:
+        if type_of(b, node.args[0]) is not torch.bool:
             raise b.calls.refusal(node, "of values that are no truth values")
         return reduced(b, node, argument(node, 1, "dim", None), kind)
 
@@ -285,114 +286,6 @@ def _any(kind: Reduction) -> Callable[[Builder, fx.Node], View]:
 
 
 # ---- choices ----
-
-
-def hidden_by(b: Builder, mask: Operand, number: float = -math.inf, *, where: bool = False) -> Operand:
-    """Return what is added to scores for a mask of truth values: ``number`` where the mask is ``where``, else 0."""
-    if isinstance(mask, Fixed):
-        return Fixed(torch.zeros(mask.values.shape).masked_fill((mask.values != 0) == where, number))
-    code = [
-        Instruction(Function.NUMBER, 2, number=0.0 if where else number),
-        Instruction(Function.NUMBER, 3, number=number if where else 0.0),
-        Instruction(Function.SELECT, 2, 0, 3), Instruction(Function.COPY, 0, 2),
-    ]  # fmt: skip
-    return _once(b, mask, code).expanded(mask.shape)
-
-
-def _where(b: Builder, node: fx.Node) -> View:
-    condition, chosen, other = node.args
-    return _choice(b, node, condition, chosen, other)
-
-
-def _fill(b: Builder, node: fx.Node) -> View:
-    source, mask, value = node.args
-    return _choice(b, node, mask, value, source)
-
-
-def _choice(b: Builder, node: fx.Node, condition: Any, chosen: Any, other: Any) -> View:
-    """Return ``chosen`` where the condition is true, else ``other``: each a tensor or a number."""
-    if _type_of(b, condition) is not torch.bool:
-        raise b.calls.refusal(node, "by values that are no truth values")
-    bounded(b, node, max(largest_of(b, chosen), largest_of(b, other)))
-    given = operand_of(b, condition, node)
-    numbers = [_number(b, each) for each in (chosen, other)]
-    tensors = [None if n is not None else operand_of(b, e, node) for n, e in zip(numbers, (chosen, other), strict=True)]
-    if numbers[0] is not None and numbers[1] is not None:
-        code = [
-            Instruction(Function.NUMBER, 2, number=numbers[0]), Instruction(Function.NUMBER, 3, number=numbers[1]),
-            Instruction(Function.SELECT, 3, 0, 2), Instruction(Function.COPY, 0, 3),
-        ]  # fmt: skip
-        return _mapped(b, node, given, code)
-    parts = []
-    if tensors[1] is not None:  # where it is true: the number, or zero
-        code = [Instruction(Function.NUMBER, 2, number=numbers[0] or 0.0), Instruction(Function.SELECT, 0, 1, 2)]
-        parts.append(_joined(b, node, tensors[1], given, code))
-    if tensors[0] is not None:
-        code = [
-            Instruction(Function.NUMBER, 2, number=numbers[1] or 0.0), Instruction(Function.SELECT, 2, 1, 0),
-            Instruction(Function.COPY, 0, 2),
-        ]  # fmt: skip
-        parts.append(_joined(b, node, tensors[0], given, code))
-    if len(parts) == 1:
-        return parts[0]
-    return _joined(b, node, parts[0], parts[1], [Instruction(Function.ADD)])
-
-
-# ---- layers ----
-
-
-def _type_of(b: Builder, value: Any) -> torch.dtype | None:
-    if isinstance(value, bool):
-        return torch.bool
-    if not isinstance(value, fx.Node):
-        return None
-    return b.calls.attribute(value).dtype if value.op == "get_attr" else value.meta.get("dtype")
-
-
-def _number(b: Builder, value: Any) -> float | None:
-    """Return a number, or a constant of one value, as float32 has it exactly; None for a tensor."""
-    found = value if isinstance(value, bool | int | float) else None
-    if found is None and isinstance(value, fx.Node):
-        held = constant_of(b.calls.graph, value)
-        if held is None and isinstance(fixed := b.floats.values.get(value), Fixed):
-            held = fixed.values
-        found = float(held.reshape(-1)[0]) if held is not None and _is_one(held) else None
-    return None if found is None else float(found)
-
-
-def _is_one(held: torch.Tensor) -> bool:
-    return held.numel() > 0 and bool((held == held.reshape(-1)[0]).all()) and held.numel() == 1
-
-
-def _of_two(b: Builder, node: fx.Node, code: list[Instruction]) -> View:
-    one, two = node.args[:2]
-    number = _number(b, two)
-    if number is not None and isinstance(one, fx.Node):
-        if float(torch.tensor(number, dtype=torch.float32)) != number and _type_of(b, one) in WHOLE:
-            raise b.calls.refusal(node, "with a number that float32 does not have")
-        return _mapped(b, node, operand_of(b, one, node), [Instruction(Function.NUMBER, 1, number=number), *code])
-    return _joined(b, node, operand_of(b, one, node), operand_of(b, two, node), code)
-
-
-def _mapped(b: Builder, node: fx.Node, operand: Operand, code: list[Instruction]) -> View:
-    view = b.floats.view(operand)
-    shape = tuple(shape_of(node)[1:])
-    if any(step == 0 and size > 1 for size, step in zip(view.shape, view.steps, strict=True)):
-        return _once(b, view, code).expanded(shape)
-    return b.floats.map(b.floats.like(view) if view.shape == shape else b.floats.new(shape), view, None, code)
-
-
-def _once(b: Builder, view: View, code: list[Instruction]) -> View:
-    """Compute repeated values once."""
-    sizes = tuple(1 if step == 0 else size for size, step in zip(view.shape, view.steps, strict=True))
-    one = View(view.buffer, sizes, view.steps, view.first)
-    return b.floats.map(b.floats.new(sizes), one, None, code)
-
-
-def _joined(b: Builder, node: fx.Node, one: Operand, two: Operand, code: list[Instruction]) -> View:
-    shape = tuple(shape_of(node)[1:])
-    views_of(b, node, one, two)
-    return b.floats.map(b.floats.new(shape), one, two, code)
 
 
 def _named(*names: str) -> list[Any]:
@@ -425,8 +318,8 @@ _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
     **dict.fromkeys(
         _named("__lshift__", "__rshift__", "bitwise_left_shift", "bitwise_right_shift"), _shift
     ),
-    **dict.fromkeys(_named("where"), _where),
-    **dict.fromkeys(_named("masked_fill"), _fill),
+    **dict.fromkeys(_named("where"), choose_where),
+    **dict.fromkeys(_named("masked_fill"), choose_filled),
     **dict.fromkeys(_named("neg"), _negate),
     **dict.fromkeys(_named("remainder", "fmod", "floor_divide"), _divide),
     **dict.fromkeys([each for each in _named("div") if "mode" in each._overloadname], _divide),
