@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .accuracy import parts, sqnr_db
-from .errors import IntegrityError
+from .errors import IntegrityError, RunnerError
 from .images.spec import PreprocessSpec
 from .manifest import Manifest
 from .open_inputs import inputs_with_names, names_of
 from .open_sizes import OpenSizes, Size, open_sizes_of
 from .proposals import in_order, nearest_rows, of_boxes
 from .tensor_spec import (
+    LARGEST_EXACT,
     TensorSpec,
     batch_text,
     engine_input_shape,
@@ -93,7 +94,10 @@ class OutputSpec:
         return (*shape[: self.dim - 1], *shape[self.dim :])
 
     def finish(self, values: Floats) -> Array:
-        """Return what the caller gets for ``values`` ``(n, *shape)``."""
+        """Return what the caller gets for ``values`` ``(n, *shape)``.
+
+        Raises RunnerError for an int64 output with a number that float32 may have rounded: the engine has no other.
+        """
         match self.apply:
             case "softmax":
                 return softmax(values, self.dim)
@@ -101,6 +105,11 @@ class OutputSpec:
                 return sigmoid(values)
             case "argmax":
                 return np.asarray(values.argmax(axis=self.dim), np.int64)
+        if self.whole == "int64" and not (largest := np.abs(values).max(initial=0.0)) < LARGEST_EXACT:
+            raise RunnerError(
+                f'the output "{self.name}" has a whole number of {largest:.0f}, and they are exact below '
+                f"{LARGEST_EXACT} here; let the model return smaller ones, or floats where rounding does no harm"
+            )
         return values if self.whole is None else np.rint(values).astype(self.whole)
 
     def to_dict(self) -> dict[str, Any]:

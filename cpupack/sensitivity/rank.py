@@ -33,10 +33,10 @@ class LayerSensitivity:
     ``[quantize] skip`` that keeps the layer in FP32, None for a function call. ``weight_sqnr_db`` compares the int8
     weights with the FP32 weights (None without weights). ``activation_sqnr_db`` compares the layer's output before and
     after rounding to its calibrated range (None in dynamic mode, where outputs stay FP32). ``output_sqnr_db`` compares
-    the model's outputs. ``agreement`` is the share of equal top-1 (0 to 1), None if the output is not ``(classes,)``.
-    ``top1_drop`` is the loss of top-1 accuracy as a fraction, None without labels of the model's classes.
-    ``metric_drop`` is how much worse the user's metric gets, None without one. ``noise_share`` is this layer's share (0
-    to 1) of the sum of all layers' noise in the model's outputs.
+    the model's outputs, and is that of the worst of several. ``agreement`` is the share of equal top-1 (0 to 1), None
+    if the output is not ``(classes,)``. ``top1_drop`` is the loss of top-1 accuracy as a fraction, None without labels
+    of the model's classes. ``metric_drop`` is how much worse the user's metric gets, None without one. ``noise_share``
+    is this layer's share (0 to 1) of the sum of all layers' noise in the model's outputs.
     """
 
     name: str
@@ -129,10 +129,12 @@ def _measure(
 
 
 def _sqnr_db(reference: FloatArray, output: FloatArray, signature: Signature | None) -> float:
-    """Return the SQNR of a trial. Rows of proposals, which have no order, are compared box by box; what is not judged
-    does not count.
+    """Return the SQNR of a trial, of the worst of several outputs, as gates have it.
+
+    All outputs together would hide one of small values. Rows of proposals, which have no order, are compared box by
+    box; what is not judged does not count.
     """
-    if signature is None or all(each.rows_of is None and each.judged for each in signature.outputs):
+    if signature is None:
         return accuracy.sqnr_db(reference, output)
     return worst_sqnr_db(signature, reference, output)
 

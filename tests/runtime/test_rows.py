@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cpupack.runtime.errors import InputError, IntegrityError
+from cpupack.runtime.errors import InputError, IntegrityError, RunnerError
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.items import check_files, load_row, parsed_values
 from cpupack.runtime.rows import array_of, by_name, pack, random_rows
@@ -263,3 +263,13 @@ def test_truth_values_among_numbers_are_refused(value: Any) -> None:
     with pytest.raises(InputError, match='input "x": has true or false among its numbers'):
         array_of(TensorSpec("x", (2,)), value)
     assert array_of(TensorSpec("ids", (2,), "int64"), [[True, False]]).dtype == bool
+
+
+def test_whole_numbers_that_float32_rounds_are_refused() -> None:
+    """2^24 + 1 is 2^24 in float32, in which the engine gives an output of whole numbers."""
+    spec = OutputSpec("count", (2,), whole="int64")
+    assert spec.finish(np.array([[2**24 - 1, -3]], np.float32)).tolist() == [[2**24 - 1, -3]]
+    assert spec.finish(np.zeros((0, 2), np.float32)).shape == (0, 2)
+    for bad, said in ((2.0**24, "16777216"), (-(2.0**40), "1099511627776"), (np.nan, "nan"), (np.inf, "inf")):
+        with pytest.raises(RunnerError, match=f'"count" has a whole number of {said}, and'):
+            spec.finish(np.array([[1, bad]], np.float32))

@@ -18,6 +18,8 @@ from cpupack.artifacts import CalibratedModel, FloatModel, FusedModel, Samples
 from cpupack.cli import main
 from cpupack.metric import Metric
 from cpupack.progress import SilentProgress
+from cpupack.runtime.signature import INPUT, OutputSpec, Signature
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.sensitivity import LayerSensitivity, rank
 from cpupack.sensitivity.ranking import format_table, render_html, report_on, to_dict
 from cpupack.sensitivity.rounding import Noise, round_activation, round_weight
@@ -143,6 +145,34 @@ def test_one_bad_layer_ranks_first() -> None:
     shares = [layer.noise_share for layer in layers_of(Chain(1)).values()]
     assert sum(shares) == pytest.approx(1.0)
     assert sum(sorted(shares)[-2:]) > 0.9
+
+
+class TwoHeads(nn.Module):
+    """Two outputs side by side, as the engine gives them: large values, and small ones that a bad layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.large, self.first, self.second = nn.Linear(8, 4), nn.Linear(8, 16), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.large.bias += 1000.0
+            self.first.weight[0] *= 1000.0
+            self.second.weight[:, 0] /= 1000.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.large(x), self.second(torch.relu(self.first(x)))], 1)
+
+
+def test_of_several_outputs_the_worst_counts() -> None:
+    """The small values are a millionth of both outputs as one, which a bad layer of theirs hardly changes."""
+    signature = Signature((TensorSpec(INPUT, (8,)),), (OutputSpec("large", (4,)), OutputSpec("small", (4,))))
+    data = samples((8,))
+    _, found = calibrated(TwoHeads(), recipe((8,)), data)
+    ranked = {each.name: each for each in rank(found.fused, ranges_of(found), data, QUIET, signature=signature)}
+    as_one = {each.name: each for each in rank(found.fused, ranges_of(found), data, QUIET)}
+    assert ranked["first"].output_sqnr_db < 40.0 < 60.0 < as_one["first"].output_sqnr_db
+    # What rounds the large values alone is the same noise beside nearly the same signal.
+    assert ranked["large"].output_sqnr_db == pytest.approx(as_one["large"].output_sqnr_db, abs=0.1)
 
 
 def test_a_sum_and_the_relu_behind_it_are_one_layer() -> None:
