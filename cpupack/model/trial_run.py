@@ -16,6 +16,7 @@ from cpupack.model.cost import flop_counter
 from cpupack.model.layers import Whereabouts, watched
 from cpupack.model.one_row import blank
 from cpupack.model.user_code import describe_failure, hint_of_nothing
+from cpupack.runtime.signature import INPUT
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, takes_rows
 
 _BATCH = 2
@@ -143,7 +144,7 @@ def _hint(error: BaseException, at: Whereabouts, inputs: tuple[TensorSpec, ...])
     numbers = [each.name for each in inputs if each.dtype == "int64" and each.default is None]
     if "out of bounds" in text and takes_rows(inputs) and numbers:
         return f"the first run is on zeros: where {' or '.join(numbers)} cannot be 0 (a length), give it default = 1"
-    if takes_rows(inputs):
+    if takes_rows(inputs) or inputs[0].name != INPUT:
         return "check the shapes (without the batch dimension) and dtypes in the [[input]] tables, and [model] kwargs"
     return "check [model] input_shape (without the batch dimension) and kwargs"
 

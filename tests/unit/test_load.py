@@ -13,6 +13,7 @@ from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.sources import build_module
 from cpupack.model.vision import import_torchvision
+from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.stages.load import load
 from helpers.tiny_models import Recorder, loaded
 
@@ -157,6 +158,21 @@ def test_an_input_shape_that_does_not_fit_is_an_error(directory: Path, weights: 
     with pytest.raises(ModelError, match=r"does not run on an input of shape \(1, 4, 8, 8\)") as caught:
         build(directory, "make", input_shape=[4, 8, 8], weights=weights)
     assert "input_shape" in (caught.value.hint or "")
+
+
+def test_a_shape_of_a_table_that_does_not_fit_is_said_of_the_table(directory: Path) -> None:
+    raw = {
+        "schema": 1,
+        "package": {"name": "net"},
+        "model": {"source": "python:models.py:make", "weights": "random"},
+        "input": [{"name": "photo", "shape": [4, 8, 8]}],
+        "calibration": {"source": "synthetic"},
+    }
+    spec = LoadedRecipe(recipe=Recipe.model_validate(raw), path=directory / "recipe.toml", text="")
+    with pytest.raises(ModelError, match=r"does not run on an input of shape \(1, 4, 8, 8\)") as caught:
+        load(spec, Recorder())
+    assert "[[input]]" in (caught.value.hint or "")
+    assert "input_shape" not in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
