@@ -72,7 +72,7 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
     Raises InputError, which names the input, for one that is missing, of another dtype or shape, of another number of
     samples, or with values that the model does not take.
     """
-    inputs = signature.inputs
+    inputs, shape, where = signature.inputs, signature.engine_input_shape, signature.input_places()
     # First of all: a caller may hand in a tuple of all inputs, which is no array of the first one.
     missing = [each for each in inputs if each.name not in given and each.default is None]
     if missing or not given:
@@ -83,6 +83,7 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
         given = {each.name: array_of(each, given[each.name]) for each in signature.inputs if each.name in given}
         size = size_of_arrays(signature.inputs, signature.sizes, given)
         inputs = signature.inputs_of_size(size)
+        shape, where = engine_input_shape(inputs), tuple(input_places(inputs))
     arrays = {
         each.name: batch_of(each, given[each.name], check_finite=False, of_one=of_one)
         for each in inputs
@@ -93,8 +94,8 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(f"the inputs have different numbers of samples: {told}")
     (count,) = set(counts.values())
-    rows = np.empty((count, *engine_input_shape(inputs)), np.float32)
-    for spec, place in zip(inputs, input_places(inputs), strict=True):
+    rows = np.empty((count, *shape), np.float32)
+    for spec, place in zip(inputs, where, strict=True):
         rows[:, place] = spec.default if spec.name not in arrays else flat(spec, arrays[spec.name])
     add_sizes(inputs, rows)
     if check_finite and not is_finite(rows):  # all inputs at once; then which of them it is

@@ -225,7 +225,7 @@ class Signature:
             and (self.outputs[0].apply is None)
         )
 
-    @property
+    @cached_property
     def engine_input_shape(self) -> tuple[int, ...]:
         """The shape of one sample as the engine takes it."""
         return engine_input_shape(self.inputs)
@@ -247,13 +247,21 @@ class Signature:
         found = [each for each in self.outputs if len(each.shape) == 1 and each.whole is None]
         return found[0] if len(found) == 1 else None
 
-    def input_places(self) -> list[slice]:
+    def input_places(self) -> tuple[slice, ...]:
         """Return where each input is in a row."""
-        return input_places(self.inputs)
+        return self._input_places
 
-    def output_places(self) -> list[slice]:
+    def output_places(self) -> tuple[slice, ...]:
         """Return where each output is in a row."""
-        return places([each.size for each in self.outputs])
+        return self._output_places
+
+    @cached_property
+    def _input_places(self) -> tuple[slice, ...]:  # each call of a small model would notice
+        return tuple(input_places(self.inputs))
+
+    @cached_property
+    def _output_places(self) -> tuple[slice, ...]:
+        return tuple(places([each.size for each in self.outputs]))
 
     def split(self, values: Floats) -> dict[str, Floats]:
         """Return the outputs as the model gives them, ``(n, *shape)`` each, from what the engine gives."""
