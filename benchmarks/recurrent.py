@@ -45,7 +45,8 @@ in calls of as many. In brackets: how many times as fast cpupack is. ONNX Runtim
 runs in FP32 (only the linear layer after them is INT8), so its SQNR there is that of FP32 but for one layer. OpenVINO
 is measured after NNCF's quantization and as it comes, in BF16 with AMX and else in FP32. `voice` is trained
 (Resemblyzer's speaker encoder, on mel spectrograms of computed voices); the others have random weights. With AMX other
-programs ran too, so times are too long there; the ratios are those of interleaved rounds.
+programs ran too, so times are too long there; the ratios are those of interleaved rounds. The rows with AMX are from
+before a layer could have 16 bits for its inputs alone: `voice` and the GRUs had them for their hidden values too.
 
 "amx, vnni at most" is a CPU with AMX where cpupack and oneDNN used VNNI at most (`CPUPACK_ISA=vnni`,
 `ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI`). ONNX Runtime cannot be told so. OpenVINO is left out there: limited in this way
