@@ -26,6 +26,7 @@ from cpupack.runtime.serve.request import RefusedError, Request, Urgency
 from cpupack.runtime.serve.scheduler import EXPIRED, HIGH, NORMAL, Refusal
 from cpupack.runtime.serve.service import Service, State, read_priority, read_timeout_us
 from cpupack.runtime.serve.steps import Outcome
+from cpupack.runtime.signature import Signature
 
 
 class Model:
@@ -33,6 +34,7 @@ class Model:
 
     name, kind, takes_text, takes_images, named = "m", "raw", False, False, False
     input = TensorFacts("input", "FP32", (-1, 9000))
+    signature = Signature.plain((9000,), (1,))
 
     def __init__(self, version: str) -> None:
         self.version = version

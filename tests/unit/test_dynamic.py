@@ -148,8 +148,12 @@ class Convolving(nn.Module):
     [
         (mlp(), (6,), {"0": "cpupack::linear", "2": "cpupack::linear"}),
         (Recurrent(), (5, 6), {"rnn": "cpupack::recurrent", "head": "cpupack::linear"}),
-        (Recurrent(nn.GRU), (5, 6), {"rnn": "cpupack::recurrent of 16 bits", "head": "cpupack::linear"}),
-        (Convolving(), (5, 6), {"tail.rnn": "cpupack::recurrent of 16 bits", "tail.head": "cpupack::linear"}),
+        (Recurrent(nn.GRU), (5, 6), {"rnn": "cpupack::recurrent with inputs of 16 bits", "head": "cpupack::linear"}),
+        (
+            Convolving(),
+            (5, 6),
+            {"tail.rnn": "cpupack::recurrent with inputs of 16 bits", "tail.head": "cpupack::linear"},
+        ),
     ],
     ids=["mlp", "lstm", "gru", "conv"],
 )
