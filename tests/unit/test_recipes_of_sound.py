@@ -34,7 +34,7 @@ def test_embeddings_of_voices_are_those_of_fp32() -> None:
     needs_package("resemblyzer", extra="voice")
     int8, held_out = quantized("voice", 8, 8)
     assert {each.name: each.kernel for each in int8.layers if "recurrent" in each.kernel} == {
-        "lstm.l0": "cpupack::recurrent of 16 bits",  # its steps are spectra
+        "lstm.l0": "cpupack::recurrent with inputs of 16 bits",  # its steps are spectra
         "lstm.l1": "cpupack::recurrent",
         "lstm.l2": "cpupack::recurrent",
     }
