@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from cpupack import accuracy
+from cpupack.stages.capture.export import export
+from cpupack.stages.capture.single_precision import in_single_precision
 from helpers.captured import Net, captured
 from helpers.lowered import BOUND_DB, needs_kernels
 from helpers.tiny_models import quantized, recipe, run, samples
@@ -47,3 +49,15 @@ def test_steps_that_float32_would_change_stay_in_float64() -> None:
     # Of a value near 1, 1e9 more leaves nothing in float32, whose steps are 64 there.
     graph = captured(_net(lambda net, x: (x.double() + 1e9) - 1e9), _SHAPE)
     assert any(torch.float64 in (*node.args, *node.kwargs.values()) for node in graph.graph.nodes)
+
+
+def test_each_of_several_outputs_is_judged_by_its_own_values() -> None:
+    """Beside values of a million, what float32 leaves of the others looked small enough."""
+
+    def both(_: Net, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x * 1e6, ((x.double() + 1e7) - 1e7).float()], 1)  # in steps of 1 in float32
+
+    net, batch = Net(both, first=nn.Linear(8, 8)).eval(), samples((8,)).tensor(slice(0, 4))
+    exported = export(net, batch[:2])
+    assert in_single_precision(exported, net, batch) is not exported
+    assert in_single_precision(exported, net, batch, (slice(0, 8), slice(8, 16))) is exported

@@ -59,7 +59,7 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     out with a warning.
     """
     batch = examples(model, samples)
-    places = tuple(model.signature.output_places()) if model.signature.gives_rows else ()
+    places = model.signature.output_places() if model.signature.gives_rows else ()
     if isinstance(model.module, OneRow) and model.module.packs:
         check_packed(model.module, model.signature, batch)
     engines = {getattr(recipe.target, cpu).engine for cpu in recipe.target.cpu}
@@ -115,7 +115,7 @@ def _proven(
     model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
 ) -> fx.GraphModule:
     given = export(model.module, batch[:2].clone())
-    exported = in_single_precision(given, model.module, batch)
+    exported = in_single_precision(given, model.module, batch, places)
     if exported is not given:
         progress.note("steps in float64 are computed in float32, with the same answers to calibration samples")
     exported = split_complex(exported)

@@ -6,6 +6,7 @@ seconds since 1970), the steps stay as they are, and torch runs them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +19,16 @@ from cpupack.stages.capture.export import Exported
 from cpupack.stages.capture.raising import raise_graph
 
 _CLOSE = 1e-5
-"""Of the largest output: a thousandth of what INT8 costs."""
+"""Of an output's largest value: a thousandth of what INT8 costs."""
 
 
-def in_single_precision(exported: Exported, module: nn.Module, batch: torch.Tensor) -> Exported:
-    """Return the graph with float32 in place of float64 where its answers to ``batch`` are still the model's."""
+def in_single_precision(
+    exported: Exported, module: nn.Module, batch: torch.Tensor, places: Sequence[slice] = ()
+) -> Exported:
+    """Return the graph with float32 in place of float64 where its answers to ``batch`` are still the model's.
+
+    ``places`` says where each of several outputs is in a row: each is judged for itself, by its own largest value.
+    """
     if not any(_is_double(each.meta.get("val")) for each in needed(exported.result)):
         return exported
     found = _single(exported)
@@ -34,8 +40,12 @@ def in_single_precision(exported: Exported, module: nn.Module, batch: torch.Tens
         return exported
     if answer.shape != expected.shape:
         return exported
-    off = (answer.double() - expected.double()).abs().max()
-    return found if bool(off <= _CLOSE * expected.double().abs().max()) else exported
+    pairs = [(expected[:, each], answer[:, each]) for each in places] or [(expected, answer)]
+    return found if all(_is_close(one.double(), other.double()) for one, other in pairs) else exported
+
+
+def _is_close(expected: torch.Tensor, answer: torch.Tensor) -> bool:
+    return bool((answer - expected).abs().max() <= _CLOSE * expected.abs().max())
 
 
 def _single(exported: Exported) -> Exported:
