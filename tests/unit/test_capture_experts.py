@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cpupack import accuracy
+from cpupack.stages.capture import all_experts
 from helpers.captured import Net, captured
 from helpers.lowered import BOUND_DB, needs_kernels
 from helpers.tiny_models import quantized, recipe, run, samples
@@ -49,5 +50,12 @@ def test_experts_run_natively_whatever_way_the_library_computes_them(way: str) -
 
 def test_many_experts_of_which_a_token_has_few_stay_those_of_the_library() -> None:
     net = Net(lambda net, x: x + net.experts(x), experts=_block(20, "grouped_mm"))
+    graph = captured(net, _SHAPE)
+    assert any("grouped_mm" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_experts_of_a_release_with_other_names_stay_those_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_experts, "_FACTS", ("a_name_of_another_release",))
+    net = Net(lambda net, x: x + net.experts(x), experts=_block(4, "grouped_mm"))
     graph = captured(net, _SHAPE)
     assert any("grouped_mm" in str(node.target) for node in graph.graph.nodes)

@@ -19,16 +19,20 @@ import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 _MOST_TIMES = 8
 """So many times the products of the experts that a token is sent to, in INT8: torch's way takes less time beyond."""
 
+_FACTS = ("num_experts", "has_gate", "has_bias", "is_transposed", "act_fn")
+"""What a module of experts says of itself. Of a release that has other names its experts stay as it computes them; one
+that lacks the others that are asked for below has no such experts yet."""
+
 
 @contextlib.contextmanager
 def computed_experts() -> Iterator[None]:
     """While it holds, transformers' modules of experts are written out, whichever of its ways a model asks for."""
     library: Any = sys.modules.get("transformers.integrations.moe")
-    kind = getattr(library, "ExpertsInterface", None)
-    if kind is None:
+    kind: Any = getattr(library, "ExpertsInterface", None)
+    plain: Any = getattr(kind, "get_interface", None)
+    if plain is None:
         yield
         return
-    plain = kind.get_interface
 
     def chosen(self: Any, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
         return _written_out(plain(self, name, default))
@@ -42,8 +46,9 @@ def computed_experts() -> Iterator[None]:
 
 def _written_out(otherwise: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, tokens: torch.Tensor, places: torch.Tensor, shares: torch.Tensor, **more: Any) -> Any:
-        few = self.num_experts <= _MOST_TIMES * places.shape[-1]
-        if not few or self._is_expert_parallel or more or tokens.ndim != 2:
+        known = all(hasattr(self, each) for each in _FACTS)
+        few = known and self.num_experts <= _MOST_TIMES * places.shape[-1]
+        if not few or getattr(self, "_is_expert_parallel", False) or more or tokens.ndim != 2:
             return otherwise(self, tokens, places, shares, **more)
         return _all(self, tokens, places, shares)
 
@@ -59,7 +64,7 @@ def _all(experts: Any, tokens: torch.Tensor, places: torch.Tensor, shares: torch
         y = _layer(experts, first, number, tokens)
         y = experts._apply_gate(y) if experts.has_gate else experts.act_fn(y)
         y = _layer(experts, "down_proj", number, y)
-        if experts.has_post_expert_norm:
+        if getattr(experts, "has_post_expert_norm", False):
             y = experts.post_expert_norm(y)
         total = total + y * of_each[:, number : number + 1]
     result: torch.Tensor = total
