@@ -27,6 +27,8 @@ from .tensor_spec import (
 )
 
 _DTYPES = {name: np.dtype(name) for name in DTYPES}
+_MOST_NESTED = 64
+"""No array of numpy has more dimensions."""
 _SOME_IDS = 256
 """How many ids random values have where any whole number is fine."""
 SKIPS_CHECK = " (Runner(check_finite=False) skips this check)"
@@ -225,6 +227,8 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
         array = np.asarray(_without_tensors(value, name))
         if array.dtype == object and all(isinstance(each, int | float) for each in array.flat):
             array = np.array(array.tolist())  # a row of pandas with columns of several kinds
+    except RecursionError:
+        raise InputError(f"{name}is nested too deeply; expected {batch_text(spec.shape)}") from None
     except (ValueError, OverflowError) as error:
         raise InputError(f"{name}{_ragged(value, error)} {batch_text(spec.shape)}") from None
     # Python has one kind of float and one of whole number, so lists become the input's own dtype. So do columns of
@@ -253,7 +257,9 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
 def mixes_truth(value: Any) -> bool:
     """Return whether lists have truth values beside numbers. numpy takes them for 0 and 1."""
     kinds, level = set[bool](), [value]
-    while level and len(kinds) < 2:
+    for _ in range(_MOST_NESTED):
+        if not level or len(kinds) > 1:
+            break
         inside = [each for one in level for each in one]
         level = [each for each in inside if isinstance(each, list | tuple)]
         kinds |= {type(each) is bool for each in inside if isinstance(each, bool | int | float)}

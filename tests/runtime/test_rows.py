@@ -265,6 +265,17 @@ def test_truth_values_among_numbers_are_refused(value: Any) -> None:
     assert array_of(TensorSpec("ids", (2,), "int64"), [[True, False]]).dtype == bool
 
 
+def test_lists_that_are_nested_too_deeply_are_refused() -> None:
+    deep: Any = 1.0
+    for _ in range(20_000):
+        deep = [deep]
+    endless: list[Any] = []
+    endless.append(endless)
+    for value in (deep, [[1.0], deep], endless):
+        with pytest.raises(InputError, match='input "x": '):
+            array_of(TensorSpec("x", (4,)), value)
+
+
 def test_whole_numbers_that_float32_rounds_are_refused() -> None:
     """2^24 + 1 is 2^24 in float32, in which the engine gives an output of whole numbers."""
     spec = OutputSpec("count", (2,), whole="int64")
