@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -256,14 +257,15 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
 
 def mixes_truth(value: Any) -> bool:
     """Return whether lists have truth values beside numbers. numpy takes them for 0 and 1."""
-    kinds, level = set[bool](), [value]
+    kinds, level = set[type](), [value]
     for _ in range(_MOST_NESTED):
-        if not level or len(kinds) > 1:
+        inside = list(chain.from_iterable(level))
+        here = set(map(type, inside))  # of each element, in C: a server asks this of each request
+        kinds |= here
+        if here.isdisjoint((list, tuple)):
             break
-        inside = [each for one in level for each in one]
         level = [each for each in inside if isinstance(each, list | tuple)]
-        kinds |= {type(each) is bool for each in inside if isinstance(each, bool | int | float)}
-    return len(kinds) > 1
+    return bool in kinds and any(issubclass(each, int | float) for each in kinds - {bool})
 
 
 def _without_tensors(value: Any, name: str) -> Any:

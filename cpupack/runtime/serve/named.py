@@ -19,7 +19,7 @@ from ..signature import Signature
 from ..tensor_spec import TensorSpec
 from .multipart import Part
 from .protocol import InputTensor
-from .tensors import Buffer, kinds_of
+from .tensors import Buffer
 
 DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64", "bool": "BOOL"}
 """The protocol's name of each dtype of an input or output."""
@@ -108,7 +108,7 @@ def _value(spec: TensorSpec | None, name: str, value: Any, number: int) -> Any:
             array = np.array(value)
         except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"input {number}: {name} is no array of numbers: {error}") from None
-        if array.dtype.kind not in "iuf" or bool in kinds_of(value):
+        if array.dtype.kind not in "iuf" or mixes_truth(value):
             raise InputError(f"input {number}: {name} is no array of numbers; it has {array.dtype} among its elements")
         with np.errstate(over="ignore"):  # what becomes infinite is refused later
             return array.astype(np.float32)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..rows import mixes_truth
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(code)
@@ -120,7 +121,7 @@ def from_json(data: Any, datatype: str, shape: tuple[int, ...], where: str) -> n
     if dtype.kind in "iu" and array.dtype.kind == "f" and (array == np.rint(array)).all() and _exact(array):
         array = array.astype(np.int64)  # 3.0 is a whole number in JSON
     kind = array.dtype.kind
-    if kind in "iuf" and bool in kinds_of(data):
+    if kind in "iuf" and mixes_truth(data):
         raise InputError(f"{where}: data has true or false among its numbers")
     if array.size and kind not in ("b" if datatype == "BOOL" else "iu" if dtype.kind in "iu" else "iuf"):
         raise InputError(f"{where}: data does not hold values of {datatype}")
@@ -132,17 +133,6 @@ def from_json(data: Any, datatype: str, shape: tuple[int, ...], where: str) -> n
             raise InputError(f"{where}: data holds a number that {datatype} cannot")
     with np.errstate(over="ignore"):  # what becomes infinite is refused where finite values are asked for
         return array.astype(dtype).reshape(shape)
-
-
-def kinds_of(data: list[Any]) -> set[type]:
-    """Return the types of the elements of a list, nested or not. numpy takes ``true`` among numbers for 1."""
-    found = set(map(type, data))
-    if list in found:
-        found.remove(list)
-        for one in data:
-            if type(one) is list:
-                found |= kinds_of(one)
-    return found
 
 
 def to_json(array: npt.NDArray[Any]) -> list[Any]:
