@@ -14,6 +14,13 @@ import numpy.typing as npt
 from cpupack.statistics import ActivationStats
 
 _SAMPLES_IN_TAIL = 0.2
+_VALUES_IN_TAIL = 1000
+_LEAST_SAMPLES_IN_TAIL = 2
+"""The tail begins higher up where more values exceed the threshold, as long as so many samples still reach it.
+
+A tail of 50,000 values, most of them far from the largest, says little about the largest: the shape that fits the whole
+of it promised 2,000 values beyond the end of all that was seen.
+"""
 _LEAST_SHAPE, _GREATEST_SHAPE = 0.1, 0.25
 """Bounds of the shape. A few hundred samples hardly determine it, and cannot prove that a tail ends soon."""
 
@@ -43,8 +50,9 @@ def upper_tail(stats: ActivationStats) -> Tail | None:
     """Fit the tail of the positive values. Return None without such values.
 
     Peaks over threshold (Balkema and de Haan 1974, Pickands 1975): for any distribution, the excess over a high
-    threshold is nearly generalized Pareto. A fifth of the samples exceed the threshold. Shape and scale are computed
-    from the mean and variance of the excess (Hosking and Wallis 1987, method of moments).
+    threshold is nearly generalized Pareto. A fifth of the samples exceed the threshold, fewer where these have many
+    values beyond it. Shape and scale are computed from the mean and variance of the excess (Hosking and Wallis 1987,
+    method of moments).
     """
     edges, counts = stats.occupied()
     return _fit(
@@ -60,7 +68,7 @@ def lower_tail(stats: ActivationStats) -> Tail | None:
 
 
 def _fit(centers: Array, counts: Array, ends: npt.NDArray[np.float32]) -> Tail | None:
-    threshold = float(np.quantile(ends, 1.0 - _SAMPLES_IN_TAIL))
+    threshold = _threshold(centers, counts, ends)
     beyond = centers > threshold
     count = float(counts[beyond].sum())
     if threshold <= 0.0 or count < 2.0:
@@ -72,3 +80,15 @@ def _fit(centers: Array, counts: Array, ends: npt.NDArray[np.float32]) -> Tail |
         return None
     shape = float(np.clip((1.0 - mean**2 / variance) / 2.0, _LEAST_SHAPE, _GREATEST_SHAPE))
     return Tail(threshold, count, shape, mean * (1.0 - shape))
+
+
+def _threshold(centers: Array, counts: Array, ends: npt.NDArray[np.float32]) -> float:
+    """Return where the tail begins. ``centers`` go up or down, ``ends`` are the largest values of the samples."""
+    reached = float(np.quantile(ends, 1.0 - _SAMPLES_IN_TAIL))
+    order = np.argsort(centers)[::-1]
+    bins = int((np.cumsum(counts[order]) <= _VALUES_IN_TAIL).sum())
+    if ends.size <= _LEAST_SAMPLES_IN_TAIL or not 0 < bins < centers.size:
+        return reached
+    by_values = float(centers[order][bins - 1 : bins + 1].mean())  # the edge between the two bins
+    by_samples = float(np.sort(ends)[-_LEAST_SAMPLES_IN_TAIL - 1])
+    return max(reached, min(by_values, by_samples))
