@@ -62,24 +62,37 @@ static int64_t now(void) {
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
-/* Run layer `layer` of the program as `step` and wait for the team. */
-static void run_layer(const struct job *job, int layer, const struct step *step, const struct call *call,
-                      struct worker *worker, struct team *team) {
+/* What the members of a team share of a layer. */
+struct layer {
+    const struct step *step, *next;
+    const struct call *call;
+};
+
+static void run_share(const void *pointer, struct worker *worker) {
+    const struct layer *layer = pointer;
+    run_step(layer->step, layer->next, worker, layer->call);
+}
+
+/* Run layer `layer` of the program as `step` with the team. Returns 0 where the job has ended; see run_shares. */
+static int run_layer(const struct job *job, int layer, const struct step *step, const struct call *call,
+                     struct worker *worker, struct team *team) {
+    const struct layer shares = {step, next_conv(job->context, layer + 1, call), call};
     const int timed = job->ns != NULL && worker->index == 0;
     const int64_t begin = timed ? now() : 0;
-    run_step(step, next_conv(job->context, layer + 1, call), worker, call);
-    if (team != NULL)
-        meet(team, worker);
+    if (team == NULL)
+        run_share(&shares, worker);
+    else if (!run_shares(team, worker, run_share, &shares))
+        return 0;
     if (timed)
         job->ns[layer] += now() - begin;
+    return 1;
 }
 
 static void run_range(const struct job *job, struct worker *worker, struct team *team, int begin, int end) {
     for (int i = begin; i < end; i++) {
         const struct step *step = job->context->steps + i;
-        if (is_skipped(step, &job->call))
-            continue;
-        run_layer(job, i, step, &job->call, worker, team);
+        if (!is_skipped(step, &job->call) && !run_layer(job, i, step, &job->call, worker, team))
+            return;
     }
 }
 
@@ -109,15 +122,19 @@ static struct step step_of_sample(const struct context *context, const struct st
     return one;
 }
 
-static void run_sample(const struct job *job, struct worker *worker, struct team *team, int sample) {
+/* Returns 0 where the job has ended. */
+static int run_sample(const struct job *job, struct worker *worker, struct team *team, int sample) {
     const struct context *context = job->context;
     const struct call call = call_of_sample(job, sample);
-    for (int i = 0; i < context->header->alone; i++) {
+    const int alone = context->header->alone;
+    for (int i = 0; i < alone; i++) {
         if (is_skipped(context->steps + i, &call))
             continue;
         const struct step step = step_of_sample(context, context->steps + i, sample);
-        run_layer(job, i, &step, &call, worker, team);
+        if (!run_layer(job, i, &step, &call, worker, team))
+            return 0;
     }
+    return 1;
 }
 
 /* ---- the layers of a pack ---- */
@@ -129,42 +146,63 @@ static const struct step *next_of_pack(const struct pack *pack, int from, const 
     return NULL;
 }
 
+/* A layer of all pieces of a pack. */
+struct pack_layer {
+    const struct job *job;
+    const struct step *next;
+    int layer;
+};
+
+static void run_pack_share(const void *pointer, struct worker *worker) {
+    const struct pack_layer *shared = pointer;
+    const struct pack *pack = shared->job->pack;
+    const struct call *whole = &shared->job->call;
+    const int layer = shared->layer;
+    if (pack->joined[layer].batch) {
+        run_step(pack->joined + layer, shared->next, worker, whole);
+        return;
+    }
+    for (int64_t piece = 0; piece < pack->pieces; piece++) {
+        const struct step *step = pack->steps + piece * pack->layers + layer;
+        struct call call = *whole;
+        call.input = (const float *)call.input + pack->inputs[piece];
+        call.output += pack->outputs[piece];
+        if (!is_skipped(step, &call))
+            run_step(step, shared->next, worker, &call);
+    }
+}
+
 static void run_pack(const struct job *job, struct worker *worker, struct team *team) {
     const struct pack *pack = job->pack;
     for (int i = 0; i < pack->layers; i++) {
-        const struct step *next = next_of_pack(pack, i + 1, &job->call);
-        const int64_t pieces = pack->joined[i].batch ? 0 : pack->pieces;
-        if (pieces == 0)
-            run_step(pack->joined + i, next, worker, &job->call);
-        for (int64_t piece = 0; piece < pieces; piece++) {
-            const struct step *step = pack->steps + piece * pack->layers + i;
-            struct call call = job->call;
-            call.input = (const float *)call.input + pack->inputs[piece];
-            call.output += pack->outputs[piece];
-            if (!is_skipped(step, &call))
-                run_step(step, next, worker, &call);
-        }
-        if (team != NULL)
-            meet(team, worker);
+        const struct pack_layer layer = {job, next_of_pack(pack, i + 1, &job->call), i};
+        if (team == NULL)
+            run_pack_share(&layer, worker);
+        else if (!run_shares(team, worker, run_pack_share, &layer))
+            return;
     }
+}
+
+static void run_program(const struct job *job, struct worker *worker, struct team *team) {
+    const struct cpupack_header *header = job->context->header;
+    if (job->layers >= 0) {
+        run_range(job, worker, team, 0, job->layers);
+        return;
+    }
+    const int samples = header->alone ? job->context->batch : 0;
+    for (int sample = 0; sample < samples; sample++)
+        if (!run_sample(job, worker, team, sample))
+            return;
+    run_range(job, worker, team, header->alone, header->layers);
 }
 
 static void run_job(void *pointer, struct worker *worker, struct team *team) {
     const struct job *job = pointer;
-    if (job->pack != NULL) {
+    if (job->pack != NULL)
         run_pack(job, worker, team);
-        find_kernels()->leave(worker);
-        return;
-    }
-    const struct cpupack_header *header = job->context->header;
-    if (job->layers >= 0) {
-        run_range(job, worker, team, 0, job->layers);
-    } else {
-        for (int sample = 0; header->alone && sample < job->context->batch; sample++)
-            run_sample(job, worker, team, sample);
-        run_range(job, worker, team, header->alone, header->layers);
-    }
-    find_kernels()->leave(worker);
+    else
+        run_program(job, worker, team);
+    find_kernels()->leave(worker); /* this thread's tiles; the job may have ended */
 }
 
 /* ---- calls ---- */

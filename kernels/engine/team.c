@@ -1,6 +1,11 @@
-/* A team waits for all its members after each layer, hundreds of times in a millisecond. So members spin.
+/* A team waits for the end of each layer, hundreds of times in a millisecond. So members spin.
  *
- * A member that has waited long sleeps until all have arrived. Other programs may need its CPU, and where two members
+ * Each member has a share of a layer. Where one does not begin its share soon, because it sleeps or another program has
+ * its CPU, a member that waits takes the share. So a layer waits for those that are within a share, and for nobody
+ * else, and no call waits for a member that has not woken. One that comes late finds its shares done, layer by layer,
+ * until it is where the others are.
+ *
+ * A member that has waited long sleeps until the layer is done. Other programs may need its CPU, and where two members
  * share one CPU the second can only run while the first does not. A member that finds no work for a while sleeps too,
  * so that an idle model costs nothing. How long it looks for work depends on the caller: where calls come rarely it
  * gives up soon, because it would only take the CPU from the thread that brings the next call.
@@ -25,6 +30,7 @@
 #include "engine/engine.h"
 
 enum {
+    LATE_SPINS = 40,      /* 1 or 2 us: a member that has not begun its share by then is late */
     MEETING_SPINS = 4000, /* about 100 us */
     IDLE_SPINS = 20000,   /* longer than the gap between two calls of a busy caller */
     RARE_SPINS = 2000,    /* about 50 us, as long as it takes to wake a thread */
@@ -33,20 +39,28 @@ enum {
 };
 
 struct member {
-    struct worker worker;
+    struct worker worker; /* the first, so that a worker is found in its member */
     struct team *team;
     pthread_t thread;
-    int busy_gaps; /* how many gaps between calls, the last ones, were short */
+    int busy_gaps;                 /* how many gaps between calls, the last ones, were short */
+    int job;                       /* the job that this member takes part in */
+    unsigned layers;               /* how many layers of all jobs came before the one where this member is */
+    int alone;                     /* whether it took a share of another in the last layer */
+    _Alignas(64) atomic_int begun; /* of how many layers, of all jobs, its share was begun by itself or by another */
+    atomic_int active;             /* whether it may look at the job. A futex. */
 };
 
 struct team {
     int size;
     team_work *work;
     void *argument;
+    unsigned before;                  /* layers of all jobs before this one */
     _Alignas(64) atomic_int job;      /* the number of the current job; -1 ends the team. A futex. */
-    _Alignas(64) atomic_int arrived;  /* members at the meeting point */
-    _Alignas(64) atomic_int round;    /* how often all have arrived. A futex. */
-    _Alignas(64) atomic_int waiting;  /* members that sleep until all have arrived */
+    _Alignas(64) atomic_int open;     /* the number of the job that members may look at, 0 for none */
+    _Alignas(64) atomic_int done;     /* shares of this layer that are done */
+    _Alignas(64) atomic_int layers;   /* layers that are done, of all jobs. A futex. */
+    _Alignas(64) atomic_int waiting;  /* members that sleep until a layer is done */
+    atomic_int leaving;               /* 1 for a leader that sleeps until a member is not active */
     _Alignas(64) atomic_int sleepers; /* members that sleep until there is a job */
     struct member *members;
 };
@@ -85,25 +99,91 @@ static void change(atomic_int *value, int to, atomic_int *sleepers) {
         syscall(SYS_futex, value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-void meet(struct team *team, struct worker *worker) {
-    (void)worker;
-    /* This member has seen the last round end, so it reads that number or a later one. It cannot be later: the next
-     * round waits for this member. Acquire keeps the load before the addition; after it the round might have ended.
-     */
-    const int round = atomic_load_explicit(&team->round, memory_order_acquire);
-    /* Each addition releases this member's work. The last one acquires that of all, because they add to one number. */
-    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->size - 1) {
-        /* The others add again only after they have acquired the new round, which the next line releases. */
-        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        change(&team->round, round + 1, &team->waiting);
+static void share_done(struct team *team) {
+    /* Each addition releases the work of a share. The last one acquires that of all, because they add to one number. */
+    if (atomic_fetch_add_explicit(&team->done, 1, memory_order_acq_rel) < team->size - 1)
         return;
+    /* The others add again only after they have acquired the new number of layers, which the next line releases. */
+    atomic_store_explicit(&team->done, 0, memory_order_relaxed);
+    change(&team->layers, (int)((unsigned)atomic_load(&team->layers) + 1), &team->waiting);
+}
+
+/* Whether nobody had begun a member's share of this layer; then this thread has. */
+static int begin_share(struct member *member, unsigned layer) {
+    int none = (int)layer;
+    return atomic_load_explicit(&member->begun, memory_order_relaxed) == none &&
+           atomic_compare_exchange_strong_explicit(&member->begun, &none, (int)(layer + 1), memory_order_acq_rel,
+                                                   memory_order_relaxed);
+}
+
+static int is_done(const struct team *team, unsigned layer) {
+    return (int)((unsigned)atomic_load_explicit(&team->layers, memory_order_acquire) - layer) > 0;
+}
+
+static int is_done_soon(const struct team *team, unsigned layer, int spins) {
+    for (; spins > 0; spins--) {
+        if (is_done(team, layer))
+            return 1;
+        relax();
     }
+    return 0;
+}
+
+/* The share of member `index`, which this thread has begun. */
+static void run_share(struct team *team, int index, struct worker *worker, team_share *share, const void *layer) {
+    const int own = worker->index;
+    worker->index = index;
+    share(layer, worker);
+    worker->index = own;
+    share_done(team);
+}
+
+/* Returns when a member does not look at the job. */
+static void await_leaving(struct member *member) {
     for (int spins = 0; spins < MEETING_SPINS; spins++) {
-        if (atomic_load_explicit(&team->round, memory_order_acquire) != round)
+        if (!atomic_load_explicit(&member->active, memory_order_acquire))
             return;
         relax();
     }
-    sleep_while(&team->round, round, &team->waiting);
+    sleep_while(&member->active, 1, &member->team->leaving);
+}
+
+/* A member that is active may look at the job: the leader does not end it meanwhile. Either the member sees here that
+ * the job has ended, or the leader sees that the member is active. Both are sequentially consistent.
+ */
+static int enter(struct member *member) {
+    atomic_store(&member->active, 1);
+    if (atomic_load(&member->team->open) == member->job)
+        return 1;
+    change(&member->active, 0, &member->team->leaving);
+    return 0;
+}
+
+static void leave(struct member *member) { change(&member->active, 0, &member->team->leaving); }
+
+int run_shares(struct team *team, struct worker *worker, team_share *share, const void *layer) {
+    struct member *self = (struct member *)worker;
+    const unsigned number = self->layers++;
+    if (is_done(team, number))
+        return 1;
+    if (begin_share(self, number))
+        run_share(team, worker->index, worker, share, layer);
+    if (is_done_soon(team, number, self->alone ? 1 : LATE_SPINS))
+        return 1;
+    self->alone = 0;
+    for (int i = 0; i < team->size; i++)
+        if (begin_share(team->members + i, number)) {
+            run_share(team, i, worker, share, layer);
+            self->alone = 1;
+        }
+    if (is_done(team, number))
+        return 1;
+    /* All shares are begun. The leader never leaves: it ends the job itself. */
+    if (worker->index > 0)
+        leave(self);
+    if (!is_done_soon(team, number, MEETING_SPINS))
+        sleep_while(&team->layers, (int)number, &team->waiting);
+    return worker->index == 0 || enter(self);
 }
 
 static int64_t now_ns(void) {
@@ -136,13 +216,15 @@ static int next_job(struct member *member, int last) {
 static void *serve(void *pointer) {
     struct member *member = pointer;
     struct team *team = member->team;
-    for (int last = 0;;) {
-        const int job = next_job(member, last);
-        if (job < 0)
+    for (;;) {
+        member->job = next_job(member, member->job);
+        if (member->job < 0)
             return NULL;
-        last = job;
+        if (!enter(member))
+            continue;
+        member->layers = team->before;
         team->work(team->argument, &member->worker, team);
-        meet(team, &member->worker);
+        leave(member);
     }
 }
 
@@ -173,11 +255,12 @@ int start_team(int size, struct cpu cpu, struct team **started) {
     if (team == NULL)
         return CPUPACK_ERROR_MEMORY;
     memset(team, 0, sizeof *team);
-    team->members = calloc((size_t)size, sizeof *team->members);
+    team->members = aligned_alloc(64, (size_t)size * sizeof *team->members);
     if (team->members == NULL) {
         free(team);
         return CPUPACK_ERROR_MEMORY;
     }
+    memset(team->members, 0, (size_t)size * sizeof *team->members);
     team->size = size;
     int ready = 1, running = 1;
     for (int i = 0; i < size; i++)
@@ -220,17 +303,22 @@ int team_is_lost(struct team *team) {
 }
 
 void run_team(struct team *team, team_work *work, void *argument) {
-    struct worker *leader = &team->members[0].worker;
+    struct member *leader = team->members;
     if (team->size == 1) {
-        work(argument, leader, NULL);
+        work(argument, &leader->worker, NULL);
         return;
     }
-    /* Plain stores: `change` releases them to the members, which acquire the job. The members have finished with the
-     * last ones, because they met the leader after that.
+    /* Plain stores: `open` releases them to the members that see the job there. Nobody looks at the last ones: no
+     * member is active.
      */
+    const int last = atomic_load(&team->job), job = last < INT_MAX ? last + 1 : 1;
     team->work = work;
     team->argument = argument;
-    change(&team->job, atomic_load(&team->job) + 1 > 0 ? atomic_load(&team->job) + 1 : 1, &team->sleepers);
-    work(argument, leader, team);
-    meet(team, leader);
+    team->before = leader->layers;
+    atomic_store(&team->open, job);
+    change(&team->job, job, &team->sleepers);
+    work(argument, &leader->worker, team);
+    atomic_store(&team->open, 0);
+    for (int i = 1; i < team->size; i++)
+        await_leaving(team->members + i);
 }

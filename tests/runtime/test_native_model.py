@@ -150,6 +150,21 @@ def test_threads_that_slept_or_still_look_for_work_take_the_next_call(saved: Pat
 
 
 @pytest.mark.parametrize("net", [NET, by_pixels()], ids=["by blocks", "by pixels"])
+def test_threads_that_wait_for_a_cpu_leave_their_shares_to_others(net: Reference) -> None:
+    """With four times as many threads as CPUs, most shares are run by a thread whose share it is not."""
+    given, program = net.tensors()
+    parsed = native_program._parse(program.numpy())
+    alone, crowd = Session(parsed, 1), Session(parsed, 4 * (os.cpu_count() or 1))
+    want = alone(given.numpy())
+    for call in range(300):
+        if call % 50 == 0:
+            time.sleep(0.01)  # all of them sleep
+        np.testing.assert_array_equal(crowd(given.numpy()), want)
+    alone.close()
+    crowd.close()
+
+
+@pytest.mark.parametrize("net", [NET, by_pixels()], ids=["by blocks", "by pixels"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_kernels_add_the_mask(net: Reference, threads: int) -> None:
     given, program = net.tensors()
