@@ -12,7 +12,7 @@ from torch import nn
 from cpupack.stages.quantize.native.program import Op
 from cpupack.stages.quantize.native.walks import nested_steps
 from helpers.captured import Net
-from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels, program_layers
+from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels, program_buffers, program_layers
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,28 @@ def test_a_token_of_each_frame_is_laid_out_natively(lay_out: Callable[[torch.Ten
     db, int8, _ = lowered(Frames(lay_out), (3, 4, 6))
     assert db > BOUND_DB
     assert "aten" not in kernels(int8)
+
+
+class Sampled(nn.Module):
+    """Informer's scores: each query beside some keys, which are picked from keys that are repeated for each query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.last = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(20, 3)
+        self.picked = torch.randint(20, (20, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = self.query(x), self.key(x)
+        keys = k.unsqueeze(1).expand(-1, 20, -1, -1)[:, torch.arange(20)[:, None], self.picked]
+        result: torch.Tensor = self.last((q.unsqueeze(2) @ keys.transpose(2, 3)).squeeze(2).amax(-1))
+        return result
+
+
+@needs_kernels
+def test_picked_values_are_read_where_they_are_not_from_a_copy_of_all_that_repeat() -> None:
+    """20 x 4 picked keys of 8 values are 640; a copy of the repeated ones has 20 x 20 x 8 = 3200."""
+    db, int8, _ = lowered(Sampled(), (20, 6))
+    assert db > BOUND_DB
+    assert "aten" not in kernels(int8)
+    assert max(int(each["sample_bytes"]) for each in program_buffers(int8)) // 4 == 640

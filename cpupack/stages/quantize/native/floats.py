@@ -227,11 +227,13 @@ class Floats:
     def gather(self, operand: Operand, places: torch.Tensor, *, fill: float = 0.0) -> View:
         """Append a copy of the values at ``places``, of the sample's shape; -1 is the value ``fill``.
 
-        Places count the values of the operand in the order of its dimensions.
+        Places count the values of the operand in the order of its dimensions. They are read where they are, whatever
+        the operand's steps: values that are repeated or turned need no copy first.
         """
-        view = self.side_by_side(operand)
+        view = self.view(operand) if self.grid is None else self.side_by_side(operand)
         out = self.new(tuple(places.shape))
-        whole = torch.where(places < 0, -1, places + view.first).flatten().numpy()
+        flat = places.flatten()
+        whole = torch.where(flat < 0, -1, view.memory_places().flatten()[flat.clamp(min=0)]).numpy()
         regular = nested_steps(whole) if self.grid is None and whole.min(initial=0) >= 0 else None
         if regular is not None:  # rows that are repeated, for instance: copying rows takes a fifth of the time
             sizes, steps = regular

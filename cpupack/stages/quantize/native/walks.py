@@ -164,6 +164,13 @@ class View:
         """Values of one sample."""
         return math.prod(self.shape)
 
+    def memory_places(self) -> torch.Tensor:
+        """Return where each value lies in the buffer, int64 of the view's shape."""
+        places = torch.tensor(self.first)
+        for size, step in zip(self.shape, self.steps, strict=True):
+            places = places[..., None] + torch.arange(size) * step
+        return places
+
     def permuted(self, order: Sequence[int]) -> View:
         """Return the view with its dimensions in another order."""
         return View(self.buffer, tuple(self.shape[i] for i in order), tuple(self.steps[i] for i in order), self.first)
