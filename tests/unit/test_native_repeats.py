@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from cpupack.stages.quantize.native.program import Op
-from cpupack.stages.quantize.native.walks import nested_steps
-from helpers.captured import Net
+from cpupack.stages.quantize.native.walks import nested_steps, steps_like
+from helpers.captured import Net, captured
 from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels, program_buffers, program_layers
 
 
@@ -38,6 +38,38 @@ def test_regular_places_have_their_sizes_and_steps(sizes: tuple[int, ...], steps
 )
 def test_other_places_have_none(places: np.ndarray) -> None:
     assert nested_steps(places.astype(np.int64)) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps", "expected"),
+    [
+        ((8, 32, 320), (0, 1, 32), (32, 1, 256)),  # a copy for each cluster lies around the channels of a place
+        ((5, 5, 4), (4, 0, 1), (20, 4, 1)),
+        ((6, 3), (1, 0), (3, 1)),
+        ((2, 3, 4), (0, 0, 1), (12, 4, 1)),
+        ((4, 5, 6), (1, 24, 4), (1, 24, 4)),
+    ],
+)
+def test_repeated_values_do_not_part_the_others(
+    shape: tuple[int, ...], steps: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    assert steps_like(shape, steps) == expected
+
+
+def test_an_expanded_constant_beside_a_whole_tensor_has_its_own_values_alone() -> None:
+    """NetVLAD's centers, which are the same at each place."""
+    centers = torch.arange(24.0).reshape(4, 6)
+    graph = captured(
+        Net(
+            lambda net, x: (
+                x.expand(4, -1, -1, -1).permute(1, 0, 2, 3)
+                - net.centers.expand(10, -1, -1).permute(1, 2, 0).unsqueeze(0)
+            ),
+            centers=centers,
+        ),
+        (6, 10),
+    )
+    assert [tuple(each.shape) for each in graph.buffers()] == [(1, 4, 6, 1)]
 
 
 class Attention(nn.Module):
