@@ -176,10 +176,7 @@ def _binary(b: Builder, node: fx.Node) -> View:
         rank = len(shape_of(each)) if isinstance(each, fx.Node) and each.op != "get_attr" else 0
         if isinstance(operand, View) and rank != len(shape) + 1:
             raise b.calls.refusal(node, "of tensors with different numbers of dimensions")
-    views = [each for each in operands if isinstance(each, View)]
-    largest = max(views, key=lambda each: each.size)
-    out = b.floats.like(largest) if largest.shape == shape else b.floats.new(shape)
-    return b.floats.map(out, operands[0], operands[1], OF_TWO[b.calls.target(node)])
+    return b.floats.map(b.floats.beside(shape, *operands), operands[0], operands[1], OF_TWO[b.calls.target(node)])
 
 
 def _slope(b: Builder, node: fx.Node) -> View:

@@ -63,6 +63,12 @@ class Floats:
         """Add a buffer for as many values, laid out in memory as those of another view."""
         return self.new(view.shape, steps_like(view.shape, view.steps))
 
+    def beside(self, shape: tuple[int, ...], *operands: Operand) -> View:
+        """Add a buffer for what is computed of operands, laid out as the largest one of them."""
+        views = [each for each in operands if isinstance(each, View) and len(each.shape) == len(shape)]
+        largest = max(views, key=lambda each: each.size, default=None)
+        return self.new(shape, None if largest is None else steps_like(shape, largest.expanded(shape).steps))
+
     def view(self, operand: Operand) -> View:
         """Return an operand as a view of a buffer: constants are copied to one."""
         return operand if isinstance(operand, View) else self.map(self.new(tuple(operand.values.shape)), operand)
