@@ -36,6 +36,8 @@ TARGET_AVX512_BEGIN
 #include "operators/conv.inc"
 #include "operators/conv_seen.inc"
 #include "operators/float_codes.inc"
+#include "operators/float_gather.inc"
+#include "operators/float_running.inc"
 #include "operators/float_rows.inc"
 #include "operators/float_row_codes.inc"
 #include "operators/float_matmul.inc"

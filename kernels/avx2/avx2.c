@@ -33,6 +33,8 @@
 #include "avx2/conv_multiply.inc"
 #include "operators/conv.inc"
 #include "operators/float_codes.inc"
+#include "operators/float_gather.inc"
+#include "operators/float_running.inc"
 #include "operators/float_rows.inc"
 #include "operators/float_row_codes.inc"
 #include "operators/float_matmul.inc"

@@ -264,7 +264,7 @@ def codes(channels: int) -> Net:
     net = Net(np.concatenate([normal(2, 3 * 5 * channels, scale=40.0), np.resize(EXTREMES[:-1], (2, 27))], 1))
     view, x = net.view((3, 5, channels))
     scale, zero = np.float32(1.0 / 0.31), 17
-    for order in ((0, 1, 2), (1, 0, 2), (2, 0, 1)):
+    for order in ((0, 1, 2), (1, 0, 2), (2, 0, 1), (0, 2, 1)):
         each, values = view.permuted(order), x.transpose(0, *(i + 1 for i in order))
         height, width, depth = each.shape
         buffer = Buffer(height, width, depth, 0.31, zero, halo=(1, 2), fill=9)

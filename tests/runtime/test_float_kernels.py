@@ -51,6 +51,7 @@ from helpers.row_nets import (
     look_ups,
     unseen,
 )
+from helpers.run_nets import gathered_runs, running
 
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason="the native kernels do not run on this CPU")
 
@@ -67,6 +68,8 @@ NETS: dict[str, Callable[[], Net]] = {
     "softmaxes of few values": softmaxes_of_few,
     "norms of long rows": lambda: norms(8192 + 8192 + 45, rows=2),
     "softmax extremes": softmax_extremes,
+    **{f"running sums of {n} rows": lambda n=n: running(n) for n in (7, 8, 16, 53)},
+    "runs of places": gathered_runs,
     "groups": groups,
     **{
         f"products of {rows}, {length}, {columns}": lambda s=(rows, length, columns): products(*s)
@@ -174,6 +177,8 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
         "depthwise",
         "codes",
         "groups",
+        "running sums of 53 rows",
+        "runs of places",
         "proposals of levels",
         "regions",
         "linear 50, 259, 70",
@@ -315,7 +320,8 @@ def test_a_number_beyond_a_table_is_an_error_and_the_next_call_works(number: flo
 # --- damaged programs
 
 DAMAGED = (
-    "orders", "reductions of 31", "norms of 50", "groups", "products of 5, 7, 33", "dense, strided", "transposed",
+    "orders", "runs of places", "running sums of 8 rows",
+    "reductions of 31", "norms of 50", "groups", "products of 5, 7, 33", "dense, strided", "transposed",
     "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
     "linear 7, 64, 33", "attention of 13, 7, 5, 3", "look-ups",
     "attention by codes, 13, 7, 5, 3", "attention in windows", "proposals of levels", "regions",

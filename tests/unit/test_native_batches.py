@@ -20,7 +20,9 @@ def graph_of(*modules: nn.Module, build: Callable[[fx.Graph, fx.Node], fx.Node])
     """Return a graph of ``(batch, TOKENS, CHANNELS)`` in the vocabulary; the modules are named 0, 1, ..."""
     graph = fx.Graph()
     graph.output(build(graph, graph.placeholder("x")))
-    return fx.GraphModule(nn.ModuleList(modules), graph).eval()
+    root = nn.ModuleList(modules)
+    root.register_buffer("capsules", torch.randn(4, 1, TOKENS, CHANNELS, CHANNELS))
+    return fx.GraphModule(root, graph).eval()
 
 
 def parts_in_front(graph: fx.Graph, x: fx.Node) -> fx.Node:
@@ -123,9 +125,44 @@ def along_a_dimension(graph: fx.Graph, x: fx.Node) -> fx.Node:
     return graph.call_function(torch.reshape, (parts, (-1, TOKENS, CHANNELS)))
 
 
+def scores_in_front(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """Transformer-XL's scores are ``(queries, keys, batch, heads)``: a softmax over the keys."""
+    turned = graph.call_function(torch.permute, (graph.call_module("1", (x,)), (1, 2, 0)))
+    keys = graph.call_function(torch.reshape, (turned, (TOKENS, CHANNELS, -1, 1)))
+    soft = graph.call_module("5", (graph.call_function(torch.mul, (keys, 0.5)),))
+    return graph.call_function(torch.permute, (graph.call_function(torch.sum, (soft, (3,), False)), (2, 0, 1)))
+
+
+def operands_of_fewer_dimensions(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """``(tokens, batch, channels) + (batch, channels)``, and ``q.t() / q.sum(1)``, whose sums are of the columns."""
+    first = graph.call_function(torch.permute, (graph.call_module("1", (x,)), (1, 0, 2)))
+    step = graph.call_function(torch.mean, (x, (1,), False))
+    added = graph.call_function(torch.add, (first, step))
+    turned = graph.call_function(torch.permute, (step, (1, 0)))
+    divided = graph.call_function(torch.div, (turned, graph.call_function(torch.sum, (step, (1,), False))))
+    back = graph.call_function(torch.permute, (divided, (1, 0)))
+    moved = graph.call_function(torch.mul, (added, graph.call_function(torch.sum, (added, (0,), False))))
+    whole = graph.call_function(torch.permute, (moved, (1, 0, 2)))
+    rows = graph.call_function(torch.reshape, (back, (-1, 1, CHANNELS)))
+    return graph.call_function(torch.add, (whole, rows))
+
+
+def priors_of_capsules(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """``u[None, :, :, None] @ weights[:, None]``: a product with a matrix for each class and place."""
+    aten = torch.ops.aten
+    wide = graph.call_function(aten.expand.default, (graph.call_function(
+        torch.reshape, (graph.call_module("1", (x,)), (1, -1, TOKENS, 1, CHANNELS))), [4, -1, -1, -1, -1]
+    ))  # fmt: skip
+    found = graph.call_function(torch.matmul, (wide, graph.get_attr("capsules")))
+    return graph.call_function(torch.sum, (graph.call_function(torch.sum, (found, (0,), False)), (2,), False))
+
+
 @pytest.mark.parametrize(
     "build",
     [
+        scores_in_front,
+        operands_of_fewer_dimensions,
+        priors_of_capsules,
         parts_in_front,
         tokens_in_front,
         windows,
@@ -141,7 +178,7 @@ def test_the_batch_comes_first(build: Callable[[fx.Graph, fx.Node], fx.Node]) ->
     torch.manual_seed(0)
     graph = graph_of(
         nn.Linear(CHANNELS, 3 * CHANNELS), nn.Linear(CHANNELS, CHANNELS), nn.Softmax(-1), nn.LayerNorm(CHANNELS),
-        nn.Conv2d(1, 1, 3), build=build,
+        nn.Conv2d(1, 1, 3), nn.Softmax(1), build=build,
     )  # fmt: skip
     names = {node.name for node in graph.graph.nodes if node.op == "call_module"}
     batches = [torch.randn(count, TOKENS, CHANNELS) for count in (1, 2, 3, 5)]

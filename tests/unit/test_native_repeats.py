@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cpupack.stages.quantize.native.program import Op
-from cpupack.stages.quantize.native.walks import nested_steps
-from helpers.captured import Net
-from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels, program_layers
+from cpupack.stages.quantize.native.walks import nested_steps, steps_like
+from helpers.captured import Net, captured
+from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels, program_buffers, program_layers
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,38 @@ def test_regular_places_have_their_sizes_and_steps(sizes: tuple[int, ...], steps
 )
 def test_other_places_have_none(places: np.ndarray) -> None:
     assert nested_steps(places.astype(np.int64)) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps", "expected"),
+    [
+        ((8, 32, 320), (0, 1, 32), (32, 1, 256)),  # a copy for each cluster lies around the channels of a place
+        ((5, 5, 4), (4, 0, 1), (20, 4, 1)),
+        ((6, 3), (1, 0), (3, 1)),
+        ((2, 3, 4), (0, 0, 1), (12, 4, 1)),
+        ((4, 5, 6), (1, 24, 4), (1, 24, 4)),
+    ],
+)
+def test_repeated_values_do_not_part_the_others(
+    shape: tuple[int, ...], steps: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    assert steps_like(shape, steps) == expected
+
+
+def test_an_expanded_constant_beside_a_whole_tensor_has_its_own_values_alone() -> None:
+    """NetVLAD's centers, which are the same at each place."""
+    centers = torch.arange(24.0).reshape(4, 6)
+    graph = captured(
+        Net(
+            lambda net, x: (
+                x.expand(4, -1, -1, -1).permute(1, 0, 2, 3)
+                - net.centers.expand(10, -1, -1).permute(1, 2, 0).unsqueeze(0)
+            ),
+            centers=centers,
+        ),
+        (6, 10),
+    )
+    assert [tuple(each.shape) for each in graph.buffers()] == [(1, 4, 6, 1)]
 
 
 class Attention(nn.Module):
@@ -88,3 +120,28 @@ def test_a_token_of_each_frame_is_laid_out_natively(lay_out: Callable[[torch.Ten
     db, int8, _ = lowered(Frames(lay_out), (3, 4, 6))
     assert db > BOUND_DB
     assert "aten" not in kernels(int8)
+
+
+class Sampled(nn.Module):
+    """Informer's scores: each query beside some keys, which are picked from keys that are repeated for each query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.last = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(20, 3)
+        self.picked = torch.randint(20, (20, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = self.query(x), self.key(x)
+        keys = k.unsqueeze(1).expand(-1, 20, -1, -1)[:, torch.arange(20)[:, None], self.picked]
+        result: torch.Tensor = self.last((q.unsqueeze(2) @ keys.transpose(2, 3)).squeeze(2).amax(-1))
+        return result
+
+
+@needs_kernels
+def test_picked_values_are_read_where_they_are_not_from_a_copy_of_all_that_repeat() -> None:
+    """20 x 4 picked keys of 8 values are 640; a copy of the repeated ones has 20 x 20 x 8 = 3200."""
+    db, int8, _ = lowered(Sampled(), (20, 6))
+    assert db > BOUND_DB
+    assert "aten" not in kernels(int8)
+    assert max(int(each["sample_bytes"]) for each in program_buffers(int8)) // 4 == 640

@@ -42,6 +42,7 @@ from cpupack.stages.capture.raising import (
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
 from cpupack.stages.capture.rewrites.affine import merge_batch_norms, name_batch_norms
 from cpupack.stages.capture.single_precision import in_single_precision
+from cpupack.stages.capture.sorted_batches import keep_order
 from cpupack.targets.engines import ENGINES
 
 _EXAMPLES = 3
@@ -119,7 +120,7 @@ def _proven(
     if exported is not given:
         progress.note("steps in float64 are computed in float32, with the same answers to calibration samples")
     exported = split_complex(exported)
-    exported = compute_all_places(compute_all_rows(compute_all_parts(exported)))
+    exported = compute_all_places(compute_all_rows(compute_all_parts(keep_order(exported))))
     refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines, places)
 

@@ -35,6 +35,7 @@ def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
             _without_idle_autocast,
             _without_looking_at_masks,
             _with_dynamic_len,
+            _without_subclasses,
             _with_written_out_takes,
             _with_written_out_rounding,
             _with_broadcast_masks,
@@ -120,6 +121,16 @@ def _with_dynamic_len() -> Iterator[None]:
         return of.shape[0] if isinstance(of, torch.Tensor) and of.ndim else plain(of)
 
     with _replaced(builtins, "len", sized):
+        yield
+
+
+@contextmanager
+def _without_subclasses() -> Iterator[None]:
+    """Have ``x.as_subclass(Image)`` be ``x``: classes of tensors that only carry a name or methods.
+
+    One whose functions are others' than torch's gives another graph, which the proof refuses.
+    """
+    with _replaced(torch.Tensor, "as_subclass", lambda self, cls: self):
         yield
 
 

@@ -70,8 +70,11 @@ class Proof:
     def check_model(self) -> None:
         """Raise ModelError where the user's model has no one answer for a sample."""
         alone, together = self._alone, self._expected[len(self._batch)]
-        if not self._finite or close(alone, together, self._places):
+        if not self._finite:
             return  # the fuse stage says what is not finite
+        if close(alone, together, self._places):
+            self._check_reversed(together)
+            return
         self._refuse_random()
         if self._lines:
             raise batch_is_fixed(len(self._batch), self._lines)
@@ -87,6 +90,22 @@ class Proof:
             f"{float(alone.abs().max()):.3g})",
             hint="look for a mean, a softmax or other statistics over dimension 0, the batch; nn.LSTM, nn.Transformer "
             "and others that are not batch_first need an [[input]] with batch_dim = 1. " + HINT,
+        )
+
+    def _check_reversed(self, together: torch.Tensor) -> None:
+        """Raise ModelError where the answers stay behind when the samples change their places.
+
+        Samples that are sorted, and not put back, may come in that order.
+        """
+        found = _answer(self._module, self._batch.flip(0)).flip(0)
+        if found.shape != together.shape or close(together, found, self._places):
+            return
+        self._refuse_random()
+        raise ModelError(
+            "the model's answer to a sample depends on the other samples of its batch: with the same "
+            f"{len(self._batch)} samples the other way round it differs by {_gap(together, found):.3g} (largest output "
+            f"{float(together.abs().max()):.3g})",
+            hint="a batch that is sorted has to be put back into its order: y[order.argsort()] after x[order]. " + HINT,
         )
 
     def check_far_apart(self, where: str) -> None:

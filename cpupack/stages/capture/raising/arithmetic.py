@@ -27,9 +27,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _constant(r: Raiser, value: Any) -> Any:
-    """Return what is known, a tensor of integers or of another float type as float32: so the result is."""
+def _constant(r: Raiser, value: Any, beside: Any = None) -> Any:
+    """Return what is known, a tensor of integers or of another float type as float32: so the result is.
+
+    What was expanded, as ``centers.expand(positions, -1, -1)`` is, has its own values alone where the computed operand
+    ``beside`` it has all dimensions of the result.
+    """
     found = r.constant(value)
+    if isinstance(found, torch.Tensor) and isinstance(beside, fx.Node) and r.shape(beside) == r.shape():
+        for axis, step in enumerate(found.stride()):
+            found = found.narrow(axis, 0, 1) if step == 0 and found.shape[axis] > 1 else found
     return _plain(found.float() if isinstance(found, torch.Tensor) else found)
 
 
@@ -60,12 +67,12 @@ def _sum(r: Raiser, left: Any, right: Any, plus: float, sign: float) -> fx.Node:
     """Return ``plus * left + sign * right``; one of the two may be a constant."""
     _float_result(r)
     if r.is_known(right):
-        value = hidden_as_finite(r, _constant(r, right), sign)
+        value = hidden_as_finite(r, _constant(r, right, left), sign)
         x = r.activation(left)
         return r.call(torch.add, x, _operand(r, value * sign if sign != 1 else value, _name(r, right)))
     y = r.activation(right)
     if r.is_known(left):
-        value = hidden_as_finite(r, _constant(r, left), 1)
+        value = hidden_as_finite(r, _constant(r, left, right), 1)
         if sign != 1:
             y = r.call(torch.mul, y, float(sign))
         return r.call(torch.add, y, _operand(r, value, _name(r, left)))
@@ -84,7 +91,7 @@ def _multiply(r: Raiser, a: dict[str, Any]) -> fx.Node:
         left, right = right, left
     if not r.is_known(right):
         return r.call(torch.mul, r.activation(left), r.activation(right))
-    return r.call(torch.mul, r.activation(left), _operand(r, _constant(r, right), _name(r, right)))
+    return r.call(torch.mul, r.activation(left), _operand(r, _constant(r, right, left), _name(r, right)))
 
 
 def _divide(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -93,14 +100,14 @@ def _divide(r: Raiser, a: dict[str, Any]) -> fx.Node:
     if a.get("rounding_mode") is not None:
         raise NotRaised
     if r.is_known(right):
-        value = _constant(r, right)
+        value = _constant(r, right, left)
         inverse = 1.0 / value if isinstance(value, torch.Tensor) or value else math.inf
         if not bool(torch.isfinite(torch.as_tensor(inverse)).all()):
             raise NotRaised
         return r.call(torch.mul, r.activation(left), _operand(r, inverse, _name(r, right)))
     y = r.activation(right)
     if r.is_known(left):
-        value = _constant(r, left)
+        value = _constant(r, left, right)
         inverse_of_y = r.call(torch.reciprocal, y)
         if not isinstance(value, torch.Tensor) and value == 1:
             return inverse_of_y

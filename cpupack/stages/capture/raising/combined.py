@@ -13,6 +13,7 @@ from torch import fx, nn
 from cpupack.stages.capture.raising.activations import clamp_module
 from cpupack.stages.capture.raising.masks import HIDDEN, leads_to_softmax, may_be_infinite
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+from cpupack.stages.capture.raising.shapes import reshaped
 
 Handler = Callable[[Raiser, dict[str, Any]], Any]
 _HIDES = -1e9
@@ -245,6 +246,29 @@ def _pairwise_distance(r: Raiser, a: dict[str, Any]) -> fx.Node:
     raise NotRaised
 
 
+def _step(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``heaviside``: 1 above zero, 0 below, and the other operand's value at zero."""
+    aten, other = torch.ops.aten, a["values"]
+    if not r.is_float(a["self"]) or r.shape(a["self"]) != r.shape() or r.is_known(a["self"]):
+        raise NotRaised
+    x = r.activation(a["self"])
+    above = r.call(aten._to_copy.default, r.call(aten.gt.Scalar, x, 0), dtype=torch.float32, word="above")
+    return r.call(aten.where.self, r.call(aten.eq.Scalar, x, 0), r.operand(other), above, word="heaviside")
+
+
+def _diagonal(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``diag_embed``: each value where its row and column meet, and zeros."""
+    source = a["self"]
+    shape, moves = r.shape(source), r.dynamic(source)
+    last = (a["dim1"] % (len(shape) + 1), a["dim2"] % (len(shape) + 1))
+    if a["offset"] != 0 or last != (len(shape) - 1, len(shape)) or moves[-1] or not r.is_float(source):
+        raise NotRaised
+    column = reshaped(r, r.activation(source), shape, (*shape, 1), (*moves, False))
+    meets = r.attribute(torch.eye(shape[-1], dtype=torch.bool), "diagonal")
+    zero = r.attribute(torch.zeros(()), "nothing")
+    return r.call(torch.ops.aten.where.self, meets, column, zero, word="diagonal")
+
+
 def _logarithm(base: float) -> Callable[[Raiser, dict[str, Any]], fx.Node]:
     """Return a handler of a logarithm to another base: a product with the natural one."""
 
@@ -257,6 +281,8 @@ def _logarithm(base: float) -> Callable[[Raiser, dict[str, Any]], fx.Node]:
 
 
 HANDLERS: dict[str, Any] = {
+    "heaviside": _step,
+    "diag_embed": _diagonal,
     "log10": _logarithm(10.0),
     "log2": _logarithm(2.0),
     "cosine_similarity": _cosine_similarity,

@@ -9,7 +9,7 @@ they expect it, and then to the front again; nothing is computed for that when t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -24,8 +24,10 @@ from cpupack.stages.quantize.native.joined_frames import join_frames
 from cpupack.stages.quantize.native.moved_calls import (
     FIRST,
     Batch,
+    Forms,
     expand_moved,
     goes_along_moved,
+    line_up,
     moved_axis,
     multiplies_columns,
     reduce_moved,
@@ -36,14 +38,6 @@ from cpupack.stages.quantize.native.rearrangement import Rearrangement, turn_aro
 from cpupack.stages.quantize.native.sampled_images import sample_images
 
 _MOVES = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
-
-
-class _Forms(NamedTuple):
-    """Where each tensor has the batch in the model (None: in no one dimension); which tensors have it in front now."""
-
-    given: dict[fx.Node, Batch | None]
-    moved: dict[fx.Node, Batch]
-    shapes: dict[fx.Node, tuple[int, ...]]
 
 
 def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> None:
@@ -72,7 +66,7 @@ def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...])
     graph.recompile()
 
 
-def _batches(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> _Forms:
+def _batches(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> Forms:
     """Run a graph on two samples and on three, and see which dimension differs."""
     shapes = []
     for count in (2, 3):
@@ -86,7 +80,7 @@ def _batches(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> _Forms:
         differ = [axis for axis in range(len(two)) if len(two) == len(three) and two[axis] != three[axis]]
         one = len(differ) == 1 and two[differ[0]] * 3 == three[differ[0]] * 2
         found[node] = Batch(differ[0], two[differ[0]] // 2) if one else None
-    return _Forms(found, {}, shapes[0])
+    return Forms(found, {}, shapes[0])
 
 
 class _Shapes(fx.Interpreter):
@@ -109,7 +103,7 @@ def _moves(node: fx.Node) -> bool:
     return len(node.all_input_nodes) == 1 and node.args[0] is node.all_input_nodes[0]
 
 
-def _move(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
+def _move(graph: fx.GraphModule, node: fx.Node, forms: Forms) -> None:
     source = node.all_input_nodes[0]
     if source.op == "get_attr" or (source not in forms.given and source not in forms.moved):
         return  # of constants, or a part of a chunk, whose users know its form
@@ -128,7 +122,7 @@ def _move(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
         _replace(graph, node, source, calls)
 
 
-def _found_batch(node: fx.Node, source: fx.Node, forms: _Forms) -> Batch | None:
+def _found_batch(node: fx.Node, source: fx.Node, forms: Forms) -> Batch | None:
     """Return where a call that moves values has the batch: what it does to the numbers of two samples tells."""
     after, before = forms.given.get(node), forms.given.get(source)
     if after is None or before is None or node.target is torch.chunk:
@@ -154,7 +148,7 @@ def _laid_out(samples: torch.Tensor, batch: Batch) -> torch.Tensor:
     return samples.repeat_interleave(batch.indices // batch.rounds).repeat(batch.rounds)
 
 
-def _chunk(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: _Forms) -> None:
+def _chunk(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: Forms) -> None:
     before = forms.moved.get(source)
     if before is None:
         return
@@ -196,10 +190,12 @@ def _back(x: torch.Tensor, axis: int, indices: int, rounds: int) -> torch.Tensor
     return x.movedim(0, axis)
 
 
-def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
+def _compute(graph: fx.GraphModule, node: fx.Node, forms: Forms) -> None:
     """Leave a call as it is where it may read moved tensors; else have it read them as the model has them."""
     batch = forms.given.get(node)
     read = next((forms.moved[each] for each in node.all_input_nodes if each in forms.moved), FIRST)
+    if batch is not None and batch[:2] == read[:2]:
+        line_up(graph, node, forms, read)
     if reduces(node) and batch is not None and batch.indices == read.indices and reduce_moved(node, read):
         after = forms.given[node] = batch._replace(rounds=read.rounds)
         if after[:2] != FIRST[:2]:
@@ -266,7 +262,7 @@ def _over_frames(graph: fx.GraphModule, node: fx.Node, batch: Batch) -> fx.Node 
     return None if layer is None else run_over_frames(graph, node, layer)
 
 
-def _recurs_over_several(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: Batch) -> bool:
+def _recurs_over_several(graph: fx.GraphModule, node: fx.Node, forms: Forms, batch: Batch) -> bool:
     """Have a recurrent layer run over several sequences of each sample, as over the letters of words."""
     layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
     if not isinstance(layer, Recurrent) or batch.axis != 0 or batch.indices == 1:
@@ -285,7 +281,7 @@ def _norms_rows(graph: fx.GraphModule, node: fx.Node, batch: Batch) -> bool:
     return isinstance(core(graph.get_submodule(str(node.target))), nn.BatchNorm1d)
 
 
-def _norm_channels(graph: fx.GraphModule, node: fx.Node, batch: Batch, forms: _Forms) -> None:
+def _norm_channels(graph: fx.GraphModule, node: fx.Node, batch: Batch, forms: Forms) -> None:
     """Have a BatchNorm of rows read ``(batch, channels, indices)``."""
     _, rows = turn_around(graph, node, f"rearrangement_{node.name}")
     forms.given[rows] = forms.moved[rows] = batch
@@ -323,7 +319,7 @@ def _constant(graph: fx.GraphModule, node: fx.Node, word: str, value: torch.Tens
         return graph.graph.get_attr(name)
 
 
-def _whole(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: _Forms) -> fx.Node:
+def _whole(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: Forms) -> fx.Node:
     """Return a tensor with the batch where the model has it, as the call ``node`` has to read it."""
     with graph.graph.inserting_before(node):
         name = f"rearrangement_{source.name}_{node.name}"

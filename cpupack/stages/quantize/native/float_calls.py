@@ -20,6 +20,7 @@ from cpupack.stages.quantize.native.channel_norms import norm_to_codes
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_functions import OF_TWO, instructions_of
 from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, max_pool_of_volumes, with_weights
+from cpupack.stages.quantize.native.float_moves import move_waiting_rows, pad, rearrange
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS
 from cpupack.stages.quantize.native.float_resampling import RESAMPLING
 from cpupack.stages.quantize.native.float_updates import UPDATES
@@ -29,7 +30,6 @@ from cpupack.stages.quantize.native.linear import linear_by_rows
 from cpupack.stages.quantize.native.look_ups import embed, is_embedding, is_look_up
 from cpupack.stages.quantize.native.operands import operand_of, views_of
 from cpupack.stages.quantize.native.places import PLACES
-from cpupack.stages.quantize.native.row_moves import leads_to_rows, move_rows, row_order
 from cpupack.stages.quantize.native.tell import tell_float
 from cpupack.stages.quantize.native.walks import (
     Fixed,
@@ -39,7 +39,6 @@ from cpupack.stages.quantize.native.walks import (
     TooManyDimensionsError,
     View,
     dense_steps,
-    regular_steps,
     steps_like,
 )
 from cpupack.stages.quantize.native.whole_choices import hidden_by
@@ -66,12 +65,12 @@ def lower_float(b: Builder, node: fx.Node) -> None:
         elif not node.all_input_nodes:
             raise calls.refusal(node, "of no tensor")
         elif node.all_input_nodes[0] in b.waiting:
-            _move_waiting_rows(b, node)
+            move_waiting_rows(b, node)
             kernel = ""
         elif has_weights(calls, node):
             b.floats.values[node], kernel = with_weights(b, node), "windows"
         elif calls.rearranges(node) and not is_look_up(b, node):
-            _rearrange(b, node)
+            rearrange(b, node)
             kernel = ""
         elif target in PLACES:
             kernel = PLACES[target](b, node)
@@ -137,104 +136,6 @@ def _fixed(b: Builder, node: fx.Node) -> Fixed:
 # ---- values in another order ----
 
 
-def _rearrange(b: Builder, node: fx.Node) -> None:
-    """Note a view of the operand's values; where there is none, copy them."""
-    operands = [each for each in node.all_input_nodes if not b.calls.is_constant(each) and each.op != "get_attr"]
-    if len(operands) != 1:
-        raise b.calls.refusal(node, "with a constant operand")
-    several = b.float_tuples.get(operands[0])
-    if several is not None:
-        index = node.args[1]
-        if not isinstance(index, int):
-            raise b.calls.refusal(node, "of several results")
-        b.floats.values[node] = several[index]
-        return
-    operand = as_floats(b, operands[0], node)
-    found = _viewed(b, node, operands[0], operand) or _in_another_order(b, node, operands[0], operand)
-    if found is None and row_order(b, node, operands[0]) is not None and leads_to_rows(b, node):
-        move_rows(b, node, operands[0], None)
-        return
-    if found is None:
-        found = _viewed(b, node, operands[0], b.floats.side_by_side(operand)) or _gathered(
-            b, node, operands[0], operand
-        )
-    if isinstance(found, tuple):
-        b.float_tuples[node] = found
-    else:
-        b.floats.values[node] = found
-
-
-def _move_waiting_rows(b: Builder, node: fx.Node) -> None:
-    """Note how a call moves rows that become codes where they are read, with the norm that comes first."""
-    source = node.all_input_nodes[0]
-    operand, _ = b.waiting[source]
-    found = None
-    if isinstance(operand, View) and b.calls.rearranges(node):
-        found = _viewed(b, node, source, operand) or _in_another_order(b, node, source, operand)
-    move_rows(b, node, source, found if isinstance(found, View) else None)
-
-
-def _viewed(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> View | tuple[View, ...] | None:
-    """Run a call on a tensor that has the operand's steps. None where the result is a copy."""
-    if not isinstance(operand, View) or b.calls.target(node) in (F.interpolate, F.pad):
-        return None
-    if min(operand.steps, default=0) < 0:
-        return None  # torch has no tensor with such steps
-    size = max(
-        operand.first + sum((n - 1) * abs(step) for n, step in zip(operand.shape, operand.steps, strict=True)) + 1, 1
-    )
-    memory = torch.empty(2 * size, dtype=torch.int8)
-    tensor = memory.as_strided((2, *operand.shape), (size, *operand.steps), operand.first)
-    result = b.calls.rearranged(node, {source: tensor})
-    views = []
-    for each in result if isinstance(result, list | tuple) else [result]:
-        if each.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
-            return None
-        if each.ndim == 0 or len(each) != 2 or each.stride(0) != size:
-            return None
-        views.append(View(operand.buffer, tuple(each.shape[1:]), tuple(each.stride()[1:]), each.storage_offset()))
-    return tuple(views) if isinstance(result, list | tuple) else views[0]
-
-
-def _in_another_order(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> View | None:
-    """Return what a call copies as a view all the same: where each value of its result comes from has steps."""
-    if not isinstance(operand, View) or min(operand.steps, default=0) < 0:
-        return None
-    places = torch.tensor(operand.first)
-    for size, step in zip(operand.shape, operand.steps, strict=True):
-        places = places[..., None] + torch.arange(size) * step
-    sample = int(places.max()) + 1
-    order = b.calls.rearranged(node, {source: torch.stack([places, places + sample])})
-    if not isinstance(order, torch.Tensor) or len(order) != 2 or not torch.equal(order[1], order[0] + sample):
-        return None
-    found = regular_steps(order[0]) if order[0].numel() and order.ndim > 1 else None
-    if found is None or min(found[1], default=0) < 0 or found[0] < 0:
-        return None
-    return View(operand.buffer, tuple(order.shape[1:]), found[1], found[0])
-
-
-def _gathered(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> View:
-    """Copy values that a call gives in an order without steps: flips, rolls, shuffles, nearest neighbours."""
-    shape = shape_of(source)
-    numbers = torch.arange(math.prod(shape)).reshape(shape)
-    order = b.calls.rearranged(node, {source: numbers})
-    size = math.prod(shape[1:])
-    if not isinstance(order, torch.Tensor) or len(order) != 2 or not torch.equal(order[1], order[0] + size):
-        raise b.calls.refusal(node, "across samples")
-    return b.floats.gather(operand, order[0])
-
-
-def _pad(b: Builder, node: fx.Node) -> View:
-    given, number = list(node.args[1]), float(argument(node, 3, "value", None) or 0.0)  # type: ignore[arg-type]
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    shape = shape_of(source)[1:]
-    places = F.pad(torch.arange(math.prod(shape)).reshape(shape), given, value=-1)
-    if tuple(places.shape) != shape_of(node)[1:]:
-        raise b.calls.refusal(node, "of samples")
-    return b.floats.gather(as_floats(b, source, node), places, fill=number)
-
-
 def _concatenate(b: Builder, node: fx.Node) -> View:
     shape = shape_of(node)
     axis = argument(node, 1, "dim", 0) % len(shape)
@@ -275,10 +176,7 @@ def _binary(b: Builder, node: fx.Node) -> View:
         rank = len(shape_of(each)) if isinstance(each, fx.Node) and each.op != "get_attr" else 0
         if isinstance(operand, View) and rank != len(shape) + 1:
             raise b.calls.refusal(node, "of tensors with different numbers of dimensions")
-    views = [each for each in operands if isinstance(each, View)]
-    largest = max(views, key=lambda each: each.size)
-    out = b.floats.like(largest) if largest.shape == shape else b.floats.new(shape)
-    return b.floats.map(out, operands[0], operands[1], OF_TWO[b.calls.target(node)])
+    return b.floats.map(b.floats.beside(shape, *operands), operands[0], operands[1], OF_TWO[b.calls.target(node)])
 
 
 def _slope(b: Builder, node: fx.Node) -> View:
@@ -401,7 +299,7 @@ _LOWERED_BY: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {
     nn.AvgPool2d: (average_pool, "windows"),
     torch.matmul: (_matmul, "matmul"),
     torch.cat: (_concatenate, "move"),
-    F.pad: (_pad, "move"),
+    F.pad: (pad, "move"),
     "expand": (_expand, ""),
     _ATEN.expand.default: (_expand, ""),
     _ATEN.expand_as.default: (_expand, ""),

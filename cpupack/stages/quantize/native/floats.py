@@ -63,6 +63,12 @@ class Floats:
         """Add a buffer for as many values, laid out in memory as those of another view."""
         return self.new(view.shape, steps_like(view.shape, view.steps))
 
+    def beside(self, shape: tuple[int, ...], *operands: Operand) -> View:
+        """Add a buffer for what is computed of operands, laid out as the largest one of them."""
+        views = [each for each in operands if isinstance(each, View) and len(each.shape) == len(shape)]
+        largest = max(views, key=lambda each: each.size, default=None)
+        return self.new(shape, None if largest is None else steps_like(shape, largest.expanded(shape).steps))
+
     def view(self, operand: Operand) -> View:
         """Return an operand as a view of a buffer: constants are copied to one."""
         return operand if isinstance(operand, View) else self.map(self.new(tuple(operand.values.shape)), operand)
@@ -227,11 +233,13 @@ class Floats:
     def gather(self, operand: Operand, places: torch.Tensor, *, fill: float = 0.0) -> View:
         """Append a copy of the values at ``places``, of the sample's shape; -1 is the value ``fill``.
 
-        Places count the values of the operand in the order of its dimensions.
+        Places count the values of the operand in the order of its dimensions. They are read where they are, whatever
+        the operand's steps: values that are repeated or turned need no copy first.
         """
-        view = self.side_by_side(operand)
+        view = self.view(operand) if self.grid is None else self.side_by_side(operand)
         out = self.new(tuple(places.shape))
-        whole = torch.where(places < 0, -1, places + view.first).flatten().numpy()
+        flat = places.flatten()
+        whole = torch.where(flat < 0, -1, view.memory_places().flatten()[flat.clamp(min=0)]).numpy()
         regular = nested_steps(whole) if self.grid is None and whole.min(initial=0) >= 0 else None
         if regular is not None:  # rows that are repeated, for instance: copying rows takes a fifth of the time
             sizes, steps = regular

@@ -48,6 +48,15 @@ class Batch(NamedTuple):
 
 FIRST = Batch(0, 1)
 
+
+class Forms(NamedTuple):
+    """Where each tensor has the batch in the model (None: in no one dimension); which tensors have it in front now."""
+
+    given: dict[fx.Node, Batch | None]
+    moved: dict[fx.Node, Batch]
+    shapes: dict[fx.Node, tuple[int, ...]]
+
+
 _MOST_REFLECTED = 4
 """torch pads three dimensions at most with anything but a constant, and a moved tensor has one more."""
 
@@ -76,12 +85,13 @@ def works_moved(graph: fx.GraphModule, node: fx.Node, moved: dict[fx.Node, Batch
     if apart:
         front = {each: turned(value, rank, batch.axis, batch.indices) for each, value in apart.items()}
         fitting = {each: value for each, value in front.items() if value is not None}
-        if not by_value or len(fitting) < len(apart) or not alike:
+        if not (by_value or (node.target is torch.matmul and behind > 1)) or len(fitting) < len(apart) or not alike:
             return False
         turn_constants(graph, node, fitting)
         return True
     if node.op == "call_module":
-        return _layer_works_moved(graph.get_submodule(str(node.target)), behind)
+        module = graph.get_submodule(str(node.target))
+        return _layer_works_moved(module, behind) or _softens_moved(graph, node, module, batch)
     if node.target in POINTWISE or node.target in FILLS or node.target in _CONVERSIONS:
         return True
     if node.target is F.pad:
@@ -91,6 +101,30 @@ def works_moved(graph: fx.GraphModule, node: fx.Node, moved: dict[fx.Node, Batch
     if node.target in _PRODUCTS:
         return alike and behind > 1
     return by_value and alike
+
+
+def line_up(graph: fx.GraphModule, node: fx.Node, forms: Forms, batch: Batch) -> None:
+    """Give operands with fewer dimensions those that they lack, behind the batch, where a call goes value by value.
+
+    ``q.t() / q.sum(1)`` has its sums along the columns, where the batch is, and so has a step of a sequence in
+    ``(steps, batch, channels) + (batch, channels)``.
+    """
+    rank = node.meta.get("rank")
+    if batch.indices > 1 or rank is None or not (node.target in ARITHMETIC or _is_pointwise(node.target)):
+        return
+    for each in node.all_input_nodes:
+        own, shape = forms.given.get(each), forms.shapes.get(each, ())
+        lacking = rank - len(shape)
+        if own is None or own.indices > 1 or lacking < 1 or lacking + own.axis != batch.axis:
+            continue
+        if each not in forms.moved and own.axis != 0:
+            continue
+        rest = (*shape[: own.axis], *shape[own.axis + 1 :])
+        with graph.graph.inserting_before(node):
+            wide = graph.graph.call_function(torch.reshape, (each, (-1, *[1] * lacking, *rest)))
+        wide.meta = {key: value for key, value in each.meta.items() if key != "shape"} | {"rank": rank}
+        forms.given[wide] = forms.moved[wide] = batch
+        node.replace_input_with(each, wide)
 
 
 def _layer_works_moved(module: nn.Module, behind: int) -> bool:
@@ -103,6 +137,20 @@ def _layer_works_moved(module: nn.Module, behind: int) -> bool:
     if isinstance(module, nn.PReLU) and module.num_parameters > 1:
         return False
     return kind in ACTIVATIONS or kind is nn.Embedding or (kind is nn.Linear and behind > 0)
+
+
+def _softens_moved(graph: fx.GraphModule, node: fx.Node, module: nn.Module, batch: Batch) -> bool:
+    """Have a softmax over a dimension in front of the batch go over it where it is now; False for another layer.
+
+    Transformer-XL has its scores as ``(queries, keys, batch, heads)``.
+    """
+    rank: int = node.meta.get("rank", 0)
+    if not isinstance(module, nn.Softmax | nn.LogSoftmax) or module.dim is None or module.dim % rank == batch.axis:
+        return False
+    now = moved_axis(module.dim % rank, batch) - (rank + (batch.indices > 1))
+    node.target = f"{node.name}_moved"
+    graph.add_submodule(node.target, type(module)(dim=now).eval())
+    return True
 
 
 def _is_pointwise(target: Any) -> bool:

@@ -164,6 +164,13 @@ class View:
         """Values of one sample."""
         return math.prod(self.shape)
 
+    def memory_places(self) -> torch.Tensor:
+        """Return where each value lies in the buffer, int64 of the view's shape."""
+        places = torch.tensor(self.first)
+        for size, step in zip(self.shape, self.steps, strict=True):
+            places = places[..., None] + torch.arange(size) * step
+        return places
+
     def permuted(self, order: Sequence[int]) -> View:
         """Return the view with its dimensions in another order."""
         return View(self.buffer, tuple(self.shape[i] for i in order), tuple(self.steps[i] for i in order), self.first)
@@ -286,8 +293,15 @@ def dense_steps(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def steps_like(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the steps of values side by side whose dimensions lie in memory as those of ``steps`` do."""
-    order = sorted(range(len(shape)), key=lambda axis: (-abs(steps[axis]), axis))
+    """Return the steps of values side by side whose dimensions lie in memory as those of ``steps`` do.
+
+    A dimension along which values are repeated is right around the next one. Innermost, it would have the values of all
+    others lie apart.
+    """
+    repeated = [axis for axis, step in enumerate(steps) if step == 0 and shape[axis] > 1]
+    order = sorted(set(range(len(shape))) - set(repeated), key=lambda axis: (-abs(steps[axis]), axis))
+    for axis in reversed(repeated):
+        order.insert(order.index(axis + 1) if axis + 1 < len(shape) else len(order), axis)
     dense = dense_steps([shape[axis] for axis in order])
     found = [0] * len(shape)
     for place, axis in enumerate(order):

@@ -72,4 +72,4 @@ def joined(b: Builder, node: fx.Node, one: Operand, two: Operand, code: list[Ins
     """Append a layer for a call of two values."""
     shape = tuple(shape_of(node)[1:])
     views_of(b, node, one, two)
-    return b.floats.map(b.floats.new(shape), one, two, code)
+    return b.floats.map(b.floats.beside(shape, one, two), one, two, code)

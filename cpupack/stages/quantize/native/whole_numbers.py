@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from cpupack.graph.tags import ROWS_IN
-from cpupack.stages.quantize.native.bits import kept_by, shifted, shifts_of
+from cpupack.stages.quantize.native.bits import bit_by_bit, kept_by, shifted, shifts_of
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
 from cpupack.stages.quantize.native.float_bounds import interval_of
@@ -154,12 +154,12 @@ def _combine(b: Builder, node: fx.Node) -> Operand:
 
 
 def _keep_bits(b: Builder, node: fx.Node, kind: str) -> View:
-    """Some bits of whole numbers: a flag, or the low half of a byte."""
+    """Some bits of whole numbers: a flag, or the low half of a byte. Others go bit by bit."""
     one, two = node.args[:2]
     held = torch.tensor(two) if isinstance(two, int) else b.calls.constant(two)
     code = kept_by(held) if kind == "and" and held is not None and held.numel() else None
     if code is None or held is None or not isinstance(one, fx.Node):
-        raise b.calls.refusal(node, "of whole numbers")
+        return bit_by_bit(b, node, kind)
     if math.isinf(largest_of(b, one)):
         raise b.calls.refusal(node, BEYOND)
     bounded(b, node, float(held.max()))
