@@ -69,6 +69,8 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
         given["maps"] = True
     if task.kind == "segmentation" and is_volume(signature.outputs[0].result_shape, signature.outputs[0].dtype):
         given["volume"] = True
+    if task.kind == MASKS and len(signature.outputs[0].result_shape) == 4:
+        given["volume"] = True
     spec = TaskSpec.of(task.kind, **given)
     if (misset := kinds.wrong_setting(spec, outputs)) is not None:
         raise ModelError(f"[task] {misset[0]} {misset[1]}")

@@ -182,12 +182,15 @@ def _overlaps_of_masks(
     They have the size of the outputs, or of the model's input: the outputs are then brought to it as ``predict`` does.
     """
     (scores,) = outputs.values()
-    if targets.ndim != 4 or targets.shape[1] != scores.shape[1]:
-        raise wrong_shape(name, f"masks (n, {scores.shape[1]}, height, width) of 0 and 1", targets)
+    volume = presenter.spec.volume
+    if targets.ndim != 4 + volume or targets.shape[1] != scores.shape[1]:
+        raise wrong_shape(name, f"masks (n, {scores.shape[1]}, {'depth, ' * volume}height, width) of 0 and 1", targets)
+    if volume and targets.shape != scores.shape:
+        raise wrong_shape(name, f"masks (n, {', '.join(map(str, scores.shape[1:]))})", targets)
     if not np.isin(targets, (-1, 0, 1)).all():
         odd = targets[~np.isin(targets, (-1, 0, 1))].flat[0]
         raise VerificationError(f"[evaluation] metric {name}: the masks have {odd:g}; a pixel is 0 or 1, or -1 unknown")
-    height, width = targets.shape[2:]
+    height, width = targets.shape[-2:]
     counts = np.zeros((len(targets), 2, scores.shape[1]), np.int64)
     for row, target in enumerate(targets):
         one = {key: each[row] for key, each in outputs.items()}

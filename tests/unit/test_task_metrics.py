@@ -248,6 +248,33 @@ def test_the_iou_of_a_scan_counts_voxels() -> None:
     assert likeness(presenter, {"output": scores}, {"output": scores}) == ("mean IoU of the classes", 1.0)
 
 
+def test_masks_of_a_scan_are_measured_by_voxels() -> None:
+    scores = np.full((1, 2, 2, 2, 2), -4.0, np.float32)
+    scores[0, 0, 0] = 4.0  # the first slice is of class 0, nothing of class 1
+    truth = np.zeros((1, 2, 2, 2, 2), np.int64)
+    truth[0, 0, 0, 0] = 1  # one row of it is
+    of = model("masks", {"output": (2, 2, 2, 2)}, volume=True)
+    assert task_metric("miou", of, resampled=False)(scores, truth) == pytest.approx(2 / 4)
+    for wrong, words in (
+        (truth[:, :, 0], r"compares with masks \(n, 2, depth, height, width\)"),
+        (np.zeros((1, 2, 3, 2, 2)), r"compares with masks \(n, 2, 2, 2, 2\)"),
+    ):
+        with pytest.raises(VerificationError, match=words):
+            task_metric("miou", of, resampled=False)(scores, wrong)
+    found = {"output": scores}
+    assert likeness(presenter_of(of), found, found) == ("mean IoU of the masks", 1.0)
+    assert same_decisions(presenter_of(of), found, found) == 1.0
+
+
+def test_decisions_count_from_the_threshold_of_each_label() -> None:
+    of = model("multilabel", {"output": (2,)}, scores="probabilities", threshold=[0.2, 0.8])
+    one, other = {"output": np.array([[0.3, 0.7]])}, {"output": np.array([[0.6, 0.9]])}
+    assert same_decisions(presenter_of(of), one, other) == pytest.approx(1 / 2)  # the second label is a no of FP32
+    truth = np.array([[1, 0]])
+    assert task_metric("f1", of, resampled=False)(one["output"], truth) == 1.0
+    assert task_metric("f1", of, resampled=False)(other["output"], truth) == pytest.approx(2 / 3)
+
+
 def test_mean_absolute_error_is_in_the_units_of_the_values() -> None:
     metric = task_metric("mae", model("regression", {"output": (2,)}, scale=[10, 1], offset=[0, 5]), resampled=False)
     assert metric.goal == "min"

@@ -175,8 +175,9 @@ class Task(Table):
     ]
     """The kind of the outputs. Without this table it is ``classification`` for one row of two or more scores, else
     ``raw``."""
-    threshold: Fraction | None = None
-    """Lowest score that counts. Default: 0.5 for ``multilabel``, ``masks`` and a segmentation of one class, 0.3 for
+    threshold: Fraction | Annotated[list[Fraction], Field(min_length=1)] | None = None
+    """Lowest score that counts; for ``multilabel``, ``masks`` and ``detection`` a number, or a list with one for each
+    label. Default: 0.5 for ``multilabel``, ``masks`` and a segmentation of one class, 0.3 for
     ``detection``, 0 for ``keypoints``."""
     scores: Literal["logits", "probabilities"] | None = None
     """What the scores are: ``logits`` (the default), or ``probabilities`` of a model that ends in a sigmoid or softmax.

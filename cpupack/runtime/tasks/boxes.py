@@ -36,6 +36,12 @@ def clipped(boxes: Floats, width: int, height: int) -> Floats:
     return found
 
 
+def areas(boxes: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Return the areas ``(n,)`` of boxes ``(n, 4)`` as corners."""
+    found: npt.NDArray[np.floating[Any]] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return found
+
+
 def iou(box: Floats, others: Floats) -> Floats:
     """Return the overlaps (intersection over union, 0..1) of one box ``(4,)`` with others ``(n, 4)``."""
     low = np.maximum(box[:2], others[:, :2])
@@ -43,9 +49,9 @@ def iou(box: Floats, others: Floats) -> Floats:
     size = np.maximum(high - low, np.float32(0.0))
     common = size[:, 0] * size[:, 1]
     area = (box[2] - box[0]) * (box[3] - box[1])
-    areas = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
+    other_areas = areas(others)
     with np.errstate(divide="ignore", invalid="ignore"):  # two boxes without area have no overlap: NaN, never above
-        found: Floats = common / (area + areas - common)
+        found: Floats = common / (area + other_areas - common)
     return found
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from . import decode
 from .base import Labels, Outputs, Shapes, in_words, label_of, only
-from .boxes import clipped, nms_by_class, to_corners
+from .boxes import areas, clipped, nms_by_class, to_corners
 from .decode import Anchors, Candidates
 from .frame import Frame
 from .scores import probabilities, softmax
@@ -27,6 +27,8 @@ LABELS = "labels"
 """The output with the class of each box, where the model has chosen it: ``scores`` is then that of this class."""
 OBJECTNESS = "objectness"
 """The output with the score of any object at all, where it is apart from those of the classes."""
+_SEEN = 0.25
+"""The least share of a box that is in the image, and not in a border that preprocessing added: less of it is none."""
 MOST_OF_A_CLASS = 1000
 """Candidates of each class that are compared with each other. Detectors with anchors have their own number."""
 
@@ -109,16 +111,17 @@ class DetectionPresenter:
         frame = Frame.whole(*self.input_size) if frame is None else frame
         kept = dataclasses.replace(self, input_size=(frame.input_width, frame.input_height)).kept(outputs)
         corners = frame.boxes_to_image(kept.boxes)
+        seen = areas(corners) >= _SEEN * areas(frame.to_image(kept.boxes.reshape(-1, 2, 2)).reshape(-1, 4))
         found = [
             Detection(label_of(self.labels, index), index, float(score), *(float(each) for each in box))
-            for box, score, index in zip(corners, kept.scores, kept.classes.tolist(), strict=True)
-            if box[2] > box[0] and box[3] > box[1]  # others lie in a border that preprocessing added
+            for box, score, index, is_seen in zip(corners, kept.scores, kept.classes.tolist(), seen, strict=True)
+            if is_seen and box[2] > box[0] and box[3] > box[1]
         ]
         return Detections(tuple(found), frame.width, frame.height)
 
     def kept(self, outputs: Outputs) -> Candidates:
         """Return the boxes that remain, best first, as corners in pixels of the model's input."""
-        candidates = self._candidates(outputs)
+        candidates = self._of_each_class(self._candidates(outputs))
         classes = candidates.classes
         if self.spec.class_agnostic:
             candidates = candidates.best(MOST_OF_A_CLASS)
@@ -134,7 +137,14 @@ class DetectionPresenter:
 
     def with_threshold(self, threshold: float) -> DetectionPresenter:
         """Return the same with another threshold, such as the low one that a mean average precision needs."""
-        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, threshold=threshold))
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, threshold=threshold, thresholds=()))
+
+    def _of_each_class(self, found: Candidates) -> Candidates:
+        """Return the candidates above the thresholds of their classes; all are above the lowest one."""
+        if not self.spec.thresholds:
+            return found
+        good = found.scores > np.array(self.spec.thresholds, np.float32)[found.classes]
+        return Candidates(found.boxes[good], found.scores[good], found.classes[good])
 
     def _candidates(self, outputs: Outputs) -> Candidates:
         threshold = self.spec.threshold
