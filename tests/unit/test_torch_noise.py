@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 
@@ -71,3 +72,17 @@ def test_a_graph_that_torch_wrote_says_nothing() -> None:
 def test_options_of_python_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "warnoptions", ["default"])
     assert said_of("torch.fx.interpreter", INSIDE) == [INSIDE]
+
+
+@pytest.mark.parametrize("logs", [None, "+dynamo"])
+def test_what_torch_logs_below_an_error_is_left_out(logs: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_LOGS", raising=False)
+    if logs:
+        monkeypatch.setenv("TORCH_LOGS", logs)
+    log, own = logging.getLogger("torch.utils._pytree"), logging.getLogger("model")
+    before = log.getEffectiveLevel()
+    with quiet_internals():
+        assert log.isEnabledFor(logging.ERROR)
+        assert log.isEnabledFor(logging.WARNING) == (logs is not None)
+        assert own.isEnabledFor(logging.WARNING)
+    assert log.getEffectiveLevel() == before
