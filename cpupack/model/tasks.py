@@ -64,6 +64,8 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
         given |= _scores(task, signature.outputs)
     if task.kind == "detection":
         given["layout"] = _layout(task.layout, outputs)
+        if task.angle is not None:
+            given.setdefault("box_format", "cxcywh")
         _check_chosen(task, outputs)
     if task.kind == "regression" and are_maps(outputs):
         given["maps"] = True

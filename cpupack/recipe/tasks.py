@@ -24,6 +24,8 @@ def _settings(view: View) -> Iterator[Problem]:
         if view.given(_TABLE, key) and key not in SETTINGS[kind]:
             having = ", ".join(f'"{each}"' for each, keys in SETTINGS.items() if key in keys)
             yield Problem((_TABLE, key), f'has no effect with kind = "{kind}"; it belongs to {having}')
+    if view.given(_TABLE, "angle") and not (view(_TABLE, "box_format") or "cxcywh").startswith("cxcywh"):
+        yield Problem((_TABLE, "box_format"), 'with an angle it is "cxcywh" or "cxcywh_normalized"')
     if isinstance(view(_TABLE, "threshold"), list) and kind in SETTINGS and kind not in OF_EACH_LABEL:
         having = ", ".join(f'"{each}"' for each in OF_EACH_LABEL)
         yield Problem((_TABLE, "threshold"), f'is one number with kind = "{kind}"; lists belong to {having}')

@@ -309,6 +309,21 @@ def test_thresholds_of_classes_that_the_model_chooses_are_one_number() -> None:
         task_of(Task.model_validate({"kind": "detection", "threshold": [0.1, 0.2]}), of)
 
 
+def test_boxes_with_five_numbers_have_an_angle() -> None:
+    boxes, scores = np.zeros((9, 5)), np.zeros((9, 2))
+    spec = task_of(Task(kind="detection", angle="fifth"), signature(boxes=boxes, scores=scores))
+    assert (spec.angle, spec.box_format) == ("fifth", "cxcywh")
+    whole = task_of(Task(kind="detection", angle="last", layout="columns"), signature(output=np.zeros((7, 99))))
+    assert kinds.label_count(whole, {"output": (7, 99)}) == 2
+    for settings, outputs, words in (
+        ({}, {"boxes": boxes, "scores": scores}, 'has five numbers for each box: set "fifth"'),
+        ({"angle": "fifth"}, {"boxes": boxes[:, :4], "scores": scores}, "has 4 numbers for each box"),
+        ({"angle": "fifth", "box_format": "xyxy"}, {"boxes": boxes, "scores": scores}, 'set box_format = "cxcywh"'),
+    ):
+        with pytest.raises(ModelError, match=rf"\[task\] angle .*{words}"):
+            task_of(Task.model_validate({"kind": "detection", **settings}), signature(**outputs))
+
+
 def test_masks_of_four_dimensions_are_of_a_scan() -> None:
     spec = task_of(Task(kind="masks"), signature(output=np.zeros((2, 4, 8, 8))))
     assert spec.volume

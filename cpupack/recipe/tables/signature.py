@@ -193,6 +193,9 @@ class Task(Table):
     )
     """``detection``: what the four numbers of a box are: two corners (``xyxy``, the default), a corner and the size, or
     the centre and the size. In pixels of the model's input, or ``_normalized`` to 0..1 of it."""
+    angle: Literal["fifth", "last"] | None = None
+    """``detection``: where the angle of a turned box is, in radians, clockwise: the ``fifth`` number of a box, or the
+    ``last`` one of its row, behind the scores, as of YOLO's OBB. ``box_format`` is then ``cxcywh`` (the default)."""
     layout: Literal["rows", "columns"] | None = None
     """``detection``: whether each box is a row of the outputs, ``(n, 4 + classes)``, or a column, ``(4 + classes, n)``
     as of YOLOv8. Absent means what the shapes say; one output with fewer rows than columns may be either, and needs

@@ -82,6 +82,9 @@ def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     yield f"A box has four numbers: {_CORNERS[shape]}, " + (
         "as shares of the width and height of the model's input." if normalized else "in pixels of the model's input."
     )
+    if spec.angle:
+        where = "behind them" if spec.angle == "fifth" else "the last number of its row"
+        yield f"Its angle is {where}: radians, from x towards y."
     softmaxed = spec.background and spec.scores == "logits"
     yield f"Its scores are those of the classes; {_chance(spec, applied, 'softmax' if softmaxed else 'sigmoid')}."
     if spec.objectness:

@@ -29,6 +29,7 @@ _NPY = {"type": "string", "contentEncoding": "base64"}
 _THRESHOLD = {"anyOf": [_NUMBER, list_of(_NUMBER)]}
 """That of all labels, or one for each."""
 MAPS, VOLUME, MASKS_OF_SCAN = "regression of maps", "segmentation of a scan", "masks of a scan"
+TURNED = "detection of turned boxes"
 _SIZE = {"width": _WHOLE, "height": _WHOLE}
 _RESULTS = {
     CLASSIFICATION: fields(top=list_of(_PREDICTION)),
@@ -57,6 +58,19 @@ _RESULTS = {
         **_SIZE,
         detections=list_of(fields(label=_TEXT, index=_WHOLE, score=_NUMBER, box=list_of(_NUMBER, 4))),
     ),
+    TURNED: fields(
+        **_SIZE,
+        detections=list_of(
+            fields(
+                label=_TEXT,
+                index=_WHOLE,
+                score=_NUMBER,
+                box=list_of(_NUMBER, 4),
+                corners=list_of(list_of(_NUMBER, 2), 4),
+                angle=_NUMBER,
+            )
+        ),
+    ),
     "keypoints": fields(
         **_SIZE, points=list_of(fields(label=_TEXT, index=_WHOLE, x=_NUMBER, y=_NUMBER, score=_NUMBER_OR_NULL))
     ),
@@ -76,7 +90,7 @@ def predictions(task: TaskSpec, *, takes_text: bool, outputs: list[str]) -> dict
     told: dict[str, Any] = {"model": _TEXT, "version": _TEXT}
     if kind in _RESULTS:
         of_scan = MASKS_OF_SCAN if kind == MASKS else VOLUME
-        one = _RESULTS[MAPS if task.maps else of_scan if task.volume else kind]
+        one = _RESULTS[MAPS if task.maps else of_scan if task.volume else TURNED if task.angle else kind]
         one = {**one, "properties": one["properties"] | (_OF_TEXT if takes_text else {}), "additionalProperties": False}
         told |= {"task": {"const": kind}, "predictions": list_of(one)}
     else:

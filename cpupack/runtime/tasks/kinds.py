@@ -141,6 +141,8 @@ def wrong_setting(spec: TaskSpec, outputs: Shapes) -> tuple[str, str] | None:
         entries = getattr(spec, name)
         if entries and len(entries) not in {values, 1 if spec.kind == "image" else values}:
             return name, f"has {len(entries)} entries for {values} values"
+    if spec.kind == "detection" and (wrong := detection.wrong_angle(spec, outputs)) is not None:
+        return "angle", wrong
     labels = (label_count(spec, outputs) or 0) if spec.thresholds else 0
     if len(spec.thresholds) != labels:
         return "threshold", (

@@ -23,7 +23,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "segmentation": ("threshold", "scores"),
     MASKS: ("threshold", "scores"),
     "detection": (
-        "threshold", "scores", "box_format", "layout", "objectness", "background", "nms_iou", "class_agnostic",
+        "threshold", "scores", "box_format", "angle", "layout", "objectness", "background", "nms_iou", "class_agnostic",
         "max_detections",
     ),
     "keypoints": ("threshold", "coordinates", "skeleton"),
@@ -37,6 +37,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 SCORES = ("logits", "probabilities")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized")
+ANGLES = ("", "fifth", "last")
+"""Where the angle of a box is: none, behind its four numbers, or behind its scores."""
 LAYOUTS = ("rows", "columns")
 COORDINATES = ("pixels", "normalized")
 AGGREGATIONS = ("first", "simple")
@@ -63,7 +65,8 @@ class TaskSpec:
     ``threshold`` (0..1) is the lowest score that counts. Where each label has its own, ``thresholds`` lists them and
     ``threshold`` is the lowest of all. ``scores`` says whether the outputs are logits or
     probabilities. ``units``, ``scale`` and ``offset`` hold one entry for each value, or are empty. ``box_format`` says
-    what the four numbers of a box are, ``layout`` whether a box is a row or a column of the outputs, and
+    what the four numbers of a box are, ``angle`` where that by which it is turned is, ``layout`` whether a box is a
+    row or a column of the outputs, and
     ``objectness`` whether the first score is that of any object at all. ``background`` says whether a class stands for
     nothing: the first one, or the one that is ``LAST``. With ``class_agnostic`` a box may drop those of other classes.
     ``coordinates`` says what those of points are in. ``skeleton`` lists the pairs of points that a drawing joins.
@@ -82,6 +85,7 @@ class TaskSpec:
     scale: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
     box_format: str = "xyxy"
+    angle: str = ""
     layout: str = "rows"
     objectness: bool = False
     background: bool | str = False
@@ -101,6 +105,7 @@ class TaskSpec:
             ("kind", self.kind, SETTINGS),
             ("scores", self.scores, SCORES),
             ("box_format", self.box_format, BOX_FORMATS),
+            ("angle", self.angle, ANGLES),
             ("layout", self.layout, LAYOUTS),
             ("background", self.background, (False, True, LAST)),
             ("coordinates", self.coordinates, COORDINATES),
