@@ -19,7 +19,8 @@ static int64_t times(int64_t a, int64_t b) {
 
 /* Nothing real is larger, and no product of smaller numbers overflows. */
 enum { LONGEST_SIDE = 1 << 22, LONGEST_WINDOW = 1 << 15, MOST_CHANNELS = 1 << 24 };
-enum { MOST_RESULTS = 1 << 28 }; /* values of a sample for the caller: maps of 1024 x 2048 have millions */
+/* Values of a sample for the caller: a map of 1024 x 2048 has millions for each class. */
+enum { MOST_RESULTS = 1 << 28 };
 static const int64_t MOST_PIXELS = 1 << 30; /* of an image: pixels have numbers of 32 bits */
 enum { LARGEST_CONV = 1 << 30 }; /* bytes of weights, and bytes of an input sample: places in both are 32 bits */
 static const int64_t LARGEST_ARENA = (int64_t)1 << 40;
