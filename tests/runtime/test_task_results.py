@@ -179,6 +179,15 @@ def test_heat_maps_become_points_of_the_image() -> None:
     assert (outside.x, outside.y) == (0.0, 40.0)
 
 
+def test_a_point_is_found_by_its_name_and_by_its_place() -> None:
+    found = present("keypoints", [[1, 2, 0.9], [3, 4, 0.1]], None, ("nose", "ear"), threshold=0.5)
+    assert (found["nose"].x, found["nose"].y) == (1.0, 2.0)
+    assert found[0] is found["nose"]
+    assert len(found) == 1
+    with pytest.raises(KeyError, match="no point 'ear' with a score of the threshold or more; there is nose"):
+        found["ear"]
+
+
 def test_scores_of_places_across_and_down_become_points() -> None:
     """Two places for each pixel of the input of 8 x 8, as SimCC has them."""
     across, down = np.zeros((2, 16)), np.zeros((2, 16))
