@@ -38,11 +38,12 @@ function boxes(found, size) {
   return found.slice(0, 200).flatMap((one, place) => {
     const [left, top, right, bottom] = one.box;
     const line = { stroke: css(one.index), class: "outline" };
+    const [x, y] = one.corners ? one.corners.reduce((high, next) => (next[1] < high[1] ? next : high)) : [left, top];
     const group = shape("g", { "data-row": place });
     const outline = one.corners // a turned box
       ? shape("polygon", { points: one.corners.map((corner) => corner.join(",")).join(" "), ...line })
       : shape("rect", { x: left, y: top, width: right - left, height: bottom - top, ...line });
-    group.append(outline, ...(place < NUMBERED ? numbered(place + 1, left, top, size, one.index) : []));
+    group.append(outline, ...(place < NUMBERED ? numbered(place + 1, x, y, size, one.index) : []));
     return group;
   }).reverse(); // the best on top
 }
