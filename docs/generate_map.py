@@ -35,6 +35,7 @@ FOUNDATION = (
     *("accuracy", "effort", "errors", "interrupts", "layout", "meaning", "operators", "output", "progress", "scratch"),
     "size_terms",
     "statistics",
+    "torch_noise",
 )
 """What any package may import. Of cpupack these import nothing but the runtime."""
 

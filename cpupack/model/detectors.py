@@ -31,7 +31,7 @@ _NAMES = {"bbox_regression": BOXES, "cls_logits": SCORES, "bbox_ctrness": CENTER
 _DECODERS = {"SSD": SSD, "RetinaNet": RETINANET, "FCOS": FCOS, FASTER: FASTER_RCNN}
 """The classes of torchvision's detectors, and the arithmetic that each needs after its network."""
 _DETECTION = "torchvision.models.detection."
-_FIXED = ("box_format", "layout", "objectness", "background", "scores")
+_FIXED = ("box_format", "angle", "layout", "objectness", "background", "scores")
 """Settings of [task] that a detector of torchvision brings itself."""
 _CLOSE = 1e-6
 

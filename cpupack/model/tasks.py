@@ -64,10 +64,14 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
         given |= _scores(task, signature.outputs)
     if task.kind == "detection":
         given["layout"] = _layout(task.layout, outputs)
+        if task.angle is not None:
+            given.setdefault("box_format", "cxcywh")
         _check_chosen(task, outputs)
     if task.kind == "regression" and are_maps(outputs):
         given["maps"] = True
     if task.kind == "segmentation" and is_volume(signature.outputs[0].result_shape, signature.outputs[0].dtype):
+        given["volume"] = True
+    if task.kind == MASKS and len(signature.outputs[0].result_shape) == 4:
         given["volume"] = True
     spec = TaskSpec.of(task.kind, **given)
     if (misset := kinds.wrong_setting(spec, outputs)) is not None:

@@ -208,13 +208,24 @@ def _chosen(
 def _layer_losses(
     prepared: Prepared, contender: Contender, corrections: Corrections, progress: Progress
 ) -> list[LayerLoss]:
-    """Return the loss of each layer when only that layer is INT8, the worst layer first."""
+    """Return the loss of each layer when only that layer is INT8, the worst layer first.
+
+    Layers that the contender keeps in FP32 (what decodes boxes, say) lose nothing in it, whatever they would lose.
+    """
     spec, target = prepared.loaded.recipe.quantize, contender.scripted.target
     # What comes before a layer is run once for all layers.
     each = prepared.model.macs * len(layers_of(prepared.fused, prepared.calibrated.stats)) / 2
     count = samples_within(_RANKED_MACS, each, most=_RANKED_SAMPLES, least=1)
     found = _ranked(prepared, spec, target, corrections, progress, count=count)
-    return [LayerLoss(each.name, each.output_sqnr_db, each.skip) for each in found]
+    floats = _kept_in_fp32(contender)
+    return [LayerLoss(each.name, each.output_sqnr_db, each.skip) for each in found if each.name not in floats]
+
+
+def _kept_in_fp32(contender: Contender) -> set[str]:
+    """Return the names of the layers of which no part is INT8, as far as the engine has said."""
+    facts = contender.layers or contender.quantized.layers
+    rounded = {each.name for each in facts if each.precision != "fp32"}
+    return ({each.name for each in facts} | set(contender.quantized.float_reasons)) - rounded
 
 
 def _ranked(

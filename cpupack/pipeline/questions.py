@@ -18,8 +18,10 @@ from cpupack.stages.load import load
 from cpupack.stages.quantize import check_names
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.verify import check_gates, load_metric
+from cpupack.torch_noise import quiet_internals
 
 
+@quiet_internals()
 def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, FusedModel]:
     """Load the model and resolve every module name of the recipe (``cpupack check --deep``)."""
     model = load(loaded, progress)
@@ -30,6 +32,7 @@ def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, F
     return model, fuse(captured, loaded.recipe, progress)
 
 
+@quiet_internals()
 def rank_layers(
     loaded: LoadedRecipe, count: int, progress: Progress, cache: StageCache | None = None
 ) -> SensitivityReport:
@@ -57,6 +60,7 @@ def rank_layers(
         return report_on(loaded, model, calibrated, ranges, evaluation, progress, count=count, metric=metric)
 
 
+@quiet_internals()
 def fusible_chains(loaded: LoadedRecipe, progress: Progress) -> tuple[tuple[str, ...], ...]:
     """Return every chain that ``[fuse] modules = "auto"`` would fuse."""
     model = load(loaded, progress)

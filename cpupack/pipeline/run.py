@@ -34,6 +34,7 @@ from cpupack.scratch import scratch_directory
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.tune import tune
 from cpupack.stages.verify import Loss, unproven
+from cpupack.torch_noise import quiet_internals
 from cpupack.wheel.epoch import dated, source_date_epoch
 
 
@@ -81,6 +82,7 @@ class BuildResult:
     cached: tuple[str, ...] = ()
 
 
+@quiet_internals()
 def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Progress) -> list[BuildResult]:
     """Build one wheel for each CPU of a recipe. If one build fails, no wheel is left in ``out``.
 

@@ -69,12 +69,14 @@ def _array_names(path: Path) -> list[str] | None:
 
 
 def _images(view: View, directory: Path) -> Iterator[Problem]:
-    known = known_metric(str(view(_TABLE, "metric")))
+    metric = str(view(_TABLE, "metric"))
+    known = known_metric(metric)
     if known is not None and not known.folders and not view.given(_TABLE, "targets"):
         yield Problem((_TABLE, "metric"), f"needs evaluation.targets = {known.needed} for a folder of images")
     if not directory.is_dir() or any(each.is_dir() for each in directory.iterdir()):
         return
-    keys = LABEL_GATES if view.given(_TABLE, "targets") or (known and not known.folders) else (*LABEL_GATES, "metric")
+    of_folders = known.folders if known is not None else metric.startswith("python:")  # others are no metrics
+    keys = LABEL_GATES if view.given(_TABLE, "targets") or not of_folders else (*LABEL_GATES, "metric")
     for key in keys:
         if view.given(_TABLE, key):
             yield Problem((_TABLE, key), f"needs a folder for each class, but {directory} has no folders")

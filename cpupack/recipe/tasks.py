@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from cpupack.recipe.gates import MEANING_GATES
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.view import Check, View
-from cpupack.runtime.tasks.spec import MASKS, SETTINGS
+from cpupack.runtime.tasks.spec import MASKS, OF_EACH_LABEL, SETTINGS
 
 _TABLE = "task"
 _GATES = ("max_drop", "min_top1", "min_agreement")
@@ -24,6 +24,11 @@ def _settings(view: View) -> Iterator[Problem]:
         if view.given(_TABLE, key) and key not in SETTINGS[kind]:
             having = ", ".join(f'"{each}"' for each, keys in SETTINGS.items() if key in keys)
             yield Problem((_TABLE, key), f'has no effect with kind = "{kind}"; it belongs to {having}')
+    if view.given(_TABLE, "angle") and not (view(_TABLE, "box_format") or "cxcywh").startswith("cxcywh"):
+        yield Problem((_TABLE, "box_format"), 'with an angle it is "cxcywh" or "cxcywh_normalized"')
+    if isinstance(view(_TABLE, "threshold"), list) and kind in SETTINGS and kind not in OF_EACH_LABEL:
+        having = ", ".join(f'"{each}"' for each in OF_EACH_LABEL)
+        yield Problem((_TABLE, "threshold"), f'is one number with kind = "{kind}"; lists belong to {having}')
 
 
 def _classes(view: View) -> Iterator[Problem]:

@@ -28,6 +28,8 @@ _ENOUGH = 8
 """Boxes of objects that say what the four numbers of a box are."""
 _BEYOND, _OFTEN = 0.05, 0.25
 """Boxes reach over an edge by more than this share of the input, and so many of them, where they are no such boxes."""
+_TURN = 2 * math.pi
+_TO_RADIANS = "return radians from forward (torch.deg2rad)"
 _MARGIN, _CLIPPED = 0.02, 0.25
 """What counts as outside 0..1, and the share of pixels of which that is too much."""
 
@@ -54,6 +56,10 @@ def _of_boxes(presenter: DetectionPresenter, outputs: Mapping[str, Array]) -> st
     boxes = _of_objects(spec, outputs)
     if len(boxes) < _ENOUGH or min(size) < _LEAST_SIDE:
         return None
+    if spec.angle:
+        boxes, angles = boxes[:, :4], np.abs(boxes[:, 4])
+        if float(np.median(angles)) > _TURN:
+            return f"[task] angle is in radians, and FP32's are up to {angles.max():.3g}: {_TO_RADIANS}"
     name, _, normalized = spec.box_format.partition("_")
     if (unit := _wrong_unit(boxes, is_shares=bool(normalized))) is not None:
         other = name if normalized else f"{name}_normalized"
@@ -80,7 +86,8 @@ def _of_boxes(presenter: DetectionPresenter, outputs: Mapping[str, Array]) -> st
 
 
 def _of_objects(spec: TaskSpec, outputs: Mapping[str, Array]) -> Floats:
-    """Return the four numbers ``(n, 4)`` of the boxes whose best score is the threshold or more."""
+    """Return the numbers ``(n, 4)``, or with an angle ``(n, 5)``, of the boxes whose best score is the threshold or
+    more."""
     found = []
     for row in range(len(next(iter(outputs.values())))):
         boxes, scores, objects = detection.parts({name: each[row] for name, each in outputs.items()}, spec)

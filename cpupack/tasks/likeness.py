@@ -23,6 +23,7 @@ from cpupack.runtime.tasks.tokens import TokensPresenter
 
 Named = Mapping[str, npt.NDArray[Any]]
 """Outputs by name, ``(n, ...)`` each, as the model gives them."""
+Thresholds = float | npt.NDArray[np.float64]
 SAME_BOX_IOU = 0.5
 _EVEN = 0.5
 _ENOUGH = 20
@@ -71,13 +72,14 @@ def same_decisions(presenter: Presenter | None, expected: Named, found: Named) -
 
 def decisions_of_rows(presenter: Presenter | None, expected: Named, found: Named) -> OfRows | None:
     """Return ``same_decisions`` as a function of the samples, None without decisions."""
-    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any], float]]
+    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any], Thresholds]]
     if isinstance(presenter, MasksPresenter):
         pairs = [(presenter.truth(expected), presenter.truth(found), _EVEN)]
     elif isinstance(presenter, MultilabelPresenter):
         spec = presenter.spec
         one, other = in_rows(expected), in_rows(found)
-        pairs = [(probabilities(one, spec.scores), probabilities(other, spec.scores), spec.threshold)]
+        least = np.array(spec.least_scores(one.shape[1]))
+        pairs = [(probabilities(one, spec.scores), probabilities(other, spec.scores), least)]
     elif isinstance(presenter, RawPresenter):
         pairs = [
             (values, found[name], _EVEN)
@@ -90,8 +92,13 @@ def decisions_of_rows(presenter: Presenter | None, expected: Named, found: Named
     return (lambda rows: min(one(rows) for one in each)) if each else None
 
 
-def _decision_counts(expected: npt.NDArray[Any], found: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.int64]:
-    """Return of each sample ``(n, 2, 2)`` how many of FP32's yes and of its no are the same, and how many there are."""
+def _decision_counts(
+    expected: npt.NDArray[Any], found: npt.NDArray[Any], threshold: Thresholds
+) -> npt.NDArray[np.int64]:
+    """Return of each sample ``(n, 2, 2)`` how many of FP32's yes and of its no are the same, and how many there are.
+
+    ``threshold`` is a number, or one for each value of the last dimension.
+    """
     yes = (expected >= threshold).reshape(len(expected), -1)
     same = (found >= threshold).reshape(yes.shape) == yes
     return np.stack([np.stack([(same & each).sum(axis=1), each.sum(axis=1)], axis=1) for each in (yes, ~yes)], axis=1)
@@ -130,9 +137,10 @@ def class_counts(presenter: SegmentationPresenter, expected: Named, found: Named
 def mask_counts(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Return of each sample and class ``(n, 2, classes)`` the pixels that both, and that either of both masks have.
 
-    Masks are ``(n, classes, height, width)``.
+    Masks are ``(n, classes, height, width)``, those of scans have a depth before the height.
     """
-    return np.stack([(one & other).sum(axis=(2, 3)), (one | other).sum(axis=(2, 3))], axis=1)
+    places = tuple(range(2, one.ndim))
+    return np.stack([(one & other).sum(axis=places), (one | other).sum(axis=places)], axis=1)
 
 
 def _mean_iou(counts: npt.NDArray[Any]) -> float:

@@ -20,7 +20,6 @@ from cpupack.recipe.metrics import known_metric, recall_at
 from cpupack.runtime.tasks import kinds
 from cpupack.runtime.tasks.answers import input_size, takes_bgr
 from cpupack.runtime.tasks.base import Presenter, in_rows
-from cpupack.runtime.tasks.detection import DetectionPresenter, label_count
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.image import ImagePresenter
 from cpupack.runtime.tasks.keypoints import KeypointsPresenter
@@ -28,15 +27,14 @@ from cpupack.runtime.tasks.masks import MasksPresenter
 from cpupack.runtime.tasks.regression import RegressionPresenter
 from cpupack.runtime.tasks.segmentation import SegmentationPresenter
 from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.tasks.box_metrics import NO_BOXES, detected
 from cpupack.tasks.likeness import mask_counts
 from cpupack.tasks.number_metrics import distances, errors, wrong_shape
 from cpupack.tasks.picture_metrics import psnr, ssim
-from cpupack.tasks.precision import matches
 from cpupack.tasks.ranked_metrics import average_precisions, equal_error, truth_of
+from cpupack.tasks.target_checks import check_classes, check_whole
 
 Array = npt.NDArray[Any]
-_LOW_SCORE = 0.01
-"""Boxes with less do not take part in a mean average precision; COCO takes the 100 best of an image."""
 _ROWS_AT_ONCE = 1024
 IGNORED = 255
 """The class in a mask of pixels that count for nothing."""
@@ -104,16 +102,6 @@ def _check_numbers(metric: str, targets: Array, *, names: bool, unknown: bool) -
         )
 
 
-def _check_whole(metric: str, values: Array, what: str) -> None:
-    """Raise VerificationError where ``what``, numbers of classes, have fractions: they would be rounded down."""
-    bad = values[values != np.rint(values)]
-    if bad.size:
-        raise VerificationError(
-            f"[evaluation] metric {metric}: {what} have {bad[0]:g}; a class is a whole number",
-            hint="round probabilities yourself, and resize masks by their nearest pixels",
-        )
-
-
 def share(counts: Array) -> float:
     """Return the first count as a share of the second, NaN of none."""
     return float(counts[0] / counts[1]) if counts[1] else float("nan")
@@ -151,9 +139,9 @@ def class_overlaps(
     volume = presenter.spec.volume
     if targets.ndim != 3 + volume or not targets.size:
         raise wrong_shape(name, f"classes (n, {'depth, ' * volume}height, width)", targets)
-    _check_whole(name, targets, "the masks")
+    check_whole(name, targets, "the masks")
     known = targets[(targets >= 0) & (targets != IGNORED)]
-    _check_classes(name, known, _classes_of_maps(presenter, outputs), "the masks")
+    check_classes(name, known, _classes_of_maps(presenter, outputs), "the masks")
     if set(np.unique(targets).tolist()) == {0, IGNORED}:
         raise VerificationError(
             f"[evaluation] metric {name}: the masks have 0 and {IGNORED} alone, and {IGNORED} stands for unknown",
@@ -182,28 +170,21 @@ def _overlaps_of_masks(
     They have the size of the outputs, or of the model's input: the outputs are then brought to it as ``predict`` does.
     """
     (scores,) = outputs.values()
-    if targets.ndim != 4 or targets.shape[1] != scores.shape[1]:
-        raise wrong_shape(name, f"masks (n, {scores.shape[1]}, height, width) of 0 and 1", targets)
+    volume = presenter.spec.volume
+    if targets.ndim != 4 + volume or targets.shape[1] != scores.shape[1]:
+        raise wrong_shape(name, f"masks (n, {scores.shape[1]}, {'depth, ' * volume}height, width) of 0 and 1", targets)
+    if volume and targets.shape != scores.shape:
+        raise wrong_shape(name, f"masks (n, {', '.join(map(str, scores.shape[1:]))})", targets)
     if not np.isin(targets, (-1, 0, 1)).all():
         odd = targets[~np.isin(targets, (-1, 0, 1))].flat[0]
         raise VerificationError(f"[evaluation] metric {name}: the masks have {odd:g}; a pixel is 0 or 1, or -1 unknown")
-    height, width = targets.shape[2:]
+    height, width = targets.shape[-2:]
     counts = np.zeros((len(targets), 2, scores.shape[1]), np.int64)
     for row, target in enumerate(targets):
         one = {key: each[row] for key, each in outputs.items()}
         found = presenter.present(one, Frame.whole(width, height)).masks & (target >= 0)
         counts[row] = mask_counts(found[None], (target == 1)[None])[0]
     return counts
-
-
-def _check_classes(metric: str, given: Array, count: int | None, where: str) -> None:
-    """Raise VerificationError where targets have a class that the model does not: no result could ever equal it."""
-    most = int(given.max(initial=0))
-    if count is not None and most >= count:
-        raise VerificationError(
-            f"[evaluation] metric {metric}: {where} have class {most}, and the model has the classes 0 to {count - 1}",
-            hint="number the classes as the model does",
-        )
 
 
 def _classes_of_maps(presenter: SegmentationPresenter, outputs: Mapping[str, Array]) -> int | None:
@@ -270,69 +251,6 @@ def recalled(vectors: Array, classes: Array, k: int) -> npt.NDArray[np.float64]:
     return hits
 
 
-def detected(ious: slice, presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> OfRows:
-    """Return COCO's mean average precision over ``ious`` of 0.5, 0.55 to 0.95, as a function of the images.
-
-    ``targets`` ``(n, most, 5)`` are xmin, ymin, xmax, ymax in pixels of the model's input, and the class, below 0 where
-    an image has fewer boxes. A sixth column is 1 for a box around a crowd.
-    """
-    assert isinstance(presenter, DetectionPresenter)
-    if targets.ndim != 3 or targets.shape[2] not in {5, 6}:
-        raise wrong_shape("map", "boxes (n, most, 5): two corners in pixels of the input, and the class", targets)
-    _check_whole("map", targets[..., 4], "the classes of boxes")
-    if targets.shape[2] == 6 and not np.isin(targets[..., 5][targets[..., 4] >= 0], (0, 1)).all():
-        raise VerificationError("[evaluation] metric map: the sixth number of a box says whether it is a crowd, 0 or 1")
-    shapes = {name: each.shape[1:] for name, each in outputs.items()}
-    _check_classes("map", targets[..., 4], label_count(shapes, presenter.spec) or None, "the boxes")
-    if presenter.first_class and (targets[..., 4] == 0).any():
-        raise VerificationError(
-            "[evaluation] metric map: the boxes have class 0, which stands for nothing, so none could be found",
-            hint="number the classes from 1, or give [model] labels with a first one for nothing",
-        )
-    _check_boxes(np.asarray(targets, np.float64), presenter.input_size)
-    presenter = presenter.with_threshold(_LOW_SCORE)
-    truths: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for row, boxes in enumerate(np.asarray(targets, np.float64)):
-        for box in boxes[boxes[:, 4] >= 0]:
-            crowd = int(box[5]) if len(box) == 6 else 0
-            truths.append({"image_id": row, "iscrowd": crowd, **_boxed(box[:4], int(box[4]))})
-        kept = presenter.kept({name: each[row] for name, each in outputs.items()})
-        for box, score, index in zip(kept.boxes, kept.scores, kept.classes.tolist(), strict=True):
-            found.append({"image_id": row, "score": float(score), **_boxed(box, index)})
-    if not truths:
-        raise VerificationError(f"[evaluation] metric map: {_NOTHING['detection']}")
-    matched = matches(truths, found, len(targets))
-    return lambda rows: matched.mean_average_precision(rows, ious)
-
-
-def _check_boxes(targets: Array, size: tuple[int, int]) -> None:
-    """Raise VerificationError for boxes that are no two corners in an input of ``size`` (width, height).
-
-    A corner may lie outside, but some of each box must be inside.
-    """
-    boxes = targets[targets[..., 4] >= 0][:, :4]
-    needed = f"two corners (xmin, ymin, xmax, ymax) in pixels of the model's input of {size[0]} x {size[1]}"
-    for wrong, what in (
-        ((boxes[:, :2] > boxes[:, 2:]).any(axis=1), "has its second corner before the first"),
-        (((boxes[:, :2] >= size) | (boxes[:, 2:] <= 0)).any(axis=1), "lies outside the input"),
-    ):
-        if wrong.any():
-            box = [round(float(each), 2) for each in boxes[wrong][0]]
-            raise VerificationError(f"[evaluation] metric map: the box {box} {what}", hint=f"boxes are {needed}")
-    if boxes.size and min(size) > 1 and boxes.max() <= 1:
-        raise VerificationError(
-            "[evaluation] metric map: all boxes are from 0 to 1, so they look like shares of the input",
-            hint=f"boxes are {needed}",
-        )
-
-
-def _boxed(box: Array, index: int) -> dict[str, Any]:
-    left, top, right, bottom = (float(each) for each in box)
-    width, height = right - left, bottom - top
-    return {"bbox": [left, top, width, height], "area": width * height, "category_id": index}
-
-
 def _sums(
     of_samples: Callable[[Presenter, Mapping[str, Array], Array], Array], value: Callable[[Array], float]
 ) -> Callable[[Presenter, Mapping[str, Array], Array], OfRows]:
@@ -356,7 +274,7 @@ _PREPARED: Mapping[str, Callable[[Presenter, Mapping[str, Array], Array], OfRows
     "ssim": _sums(ssim, share),
 }
 _NOTHING = {
-    "detection": "the targets have no boxes",
+    "detection": NO_BOXES,
     "segmentation": "no pixel of the masks has a class",
     "regression": "no pixel of the targets has a number",
     "keypoints": "no point of the targets is known",

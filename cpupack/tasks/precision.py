@@ -16,8 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cpupack.errors import VerificationError
+from cpupack.runtime.tasks.boxes import iou
 
 Array = npt.NDArray[Any]
+TURNED = "turned"
+"""The numbers of a turned box beside the upright box around it."""
 MOST_OF_AN_IMAGE = 100
 """Boxes of an image and class that count, the best first."""
 
@@ -76,7 +79,8 @@ def matches(truths: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], i
     """Match boxes as COCO does.
 
     Each is a dict of ``image_id`` (from 0 to ``images``), ``category_id``, ``bbox`` and ``area``; true ones have
-    ``iscrowd``, and found ones a ``score``. Raises VerificationError without pycocotools.
+    ``iscrowd``, and found ones a ``score``. Turned boxes have their numbers, too, and overlap as such. Raises
+    VerificationError without pycocotools.
     """
     try:
         from pycocotools.coco import COCO
@@ -98,6 +102,8 @@ def matches(truths: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], i
             side.createIndex()
             sides.append(side)
         judged = COCOeval(*sides, "bbox")
+        if truths and TURNED in truths[0]:
+            judged.computeIoU = lambda image, category: _overlaps(judged, (image, category))
         judged.params.areaRng, judged.params.areaRngLbl = judged.params.areaRng[:1], judged.params.areaRngLbl[:1]
         judged.params.maxDets = [MOST_OF_AN_IMAGE]
         judged.evaluate()
@@ -106,6 +112,16 @@ def matches(truths: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], i
         tuple(tuple(each[start : start + images]) for start in range(0, len(each), images)),
         np.asarray(judged.params.recThrs, np.float64),
     )
+
+
+def _overlaps(judged: Any, key: tuple[int, int]) -> Any:
+    """Return what ``COCOeval.computeIoU`` does, of turned boxes: those found, best first, with the true ones."""
+    true, found = judged._gts[key], judged._dts[key]
+    order = np.argsort([-one["score"] for one in found], kind="mergesort")[:MOST_OF_AN_IMAGE]
+    if not len(true) or not len(order):
+        return []
+    numbers = np.stack([one[TURNED] for one in true])
+    return np.stack([iou(found[row][TURNED], numbers) for row in order]).astype(np.float64)
 
 
 def _matched(one: dict[str, Any] | None) -> Matched | None:

@@ -19,6 +19,8 @@ static int64_t times(int64_t a, int64_t b) {
 
 /* Nothing real is larger, and no product of smaller numbers overflows. */
 enum { LONGEST_SIDE = 1 << 22, LONGEST_WINDOW = 1 << 15, MOST_CHANNELS = 1 << 24 };
+/* Values of a sample for the caller: a map of 1024 x 2048 has millions for each class. */
+enum { MOST_RESULTS = 1 << 28 };
 static const int64_t MOST_PIXELS = 1 << 30; /* of an image: pixels have numbers of 32 bits */
 enum { LARGEST_CONV = 1 << 30 }; /* bytes of weights, and bytes of an input sample: places in both are 32 bits */
 static const int64_t LARGEST_ARENA = (int64_t)1 << 40;
@@ -165,7 +167,7 @@ static int names_what_exists(const struct cpupack_layer *spec, const struct cpup
     if (spec->scales % 4 || spec->biases % 4)
         return 0; /* floats are read where they lie */
     if (spec->op < 0 || spec->op > OP_FLOAT_SAMPLE || spec->input2 >= header->buffers || spec->channels_out < 0 ||
-        spec->channels_out > MOST_CHANNELS)
+        spec->channels_out > (to_caller ? MOST_RESULTS : MOST_CHANNELS))
         return 0;
     if (spec->op == OP_RESAMPLE && spec->flags & FLAG_FLOAT_OUT && spec->flags & FLAG_TABLE)
         return 0;

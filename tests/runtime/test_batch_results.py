@@ -13,7 +13,7 @@ from test_task_results import present
 from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tasks.raw import Raw
-from cpupack.runtime.tasks.spec import OF_TEXT, SETTINGS
+from cpupack.runtime.tasks.spec import OF_TEXT, SETTINGS, TaskSpec
 from cpupack.runtime.tensor_spec import TensorSpec
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra dev")
@@ -46,12 +46,22 @@ def test_there_is_a_case_for_each_kind() -> None:
     assert set(KINDS) | {"classification", *OF_TEXT} == set(SETTINGS)  # those of text: test_text_results.py
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_holds_what_predict_prints(kind: str, tmp_path: Path) -> None:
-    output, settings = KINDS[kind]
+TURNED = {"boxes": [[4, 4, 4, 2, 0.5], [6, 3, 2, 2, 0.0]], "scores": [[0.9, 0.1], [0.1, 0.8]]}
+FORMS = {
+    **{kind: (kind, *case) for kind, case in KINDS.items()},
+    "thresholds": ("multilabel", RANDOM(3), {"threshold": [0.1, 0.2, 0.3]}),
+    "scans": ("masks", RANDOM((2, 3, 8, 8)), {"volume": True}),
+    "turned": ("detection", TURNED, {"scores": "probabilities", "box_format": "cxcywh", "angle": "fifth"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_holds_what_predict_prints(form: str, tmp_path: Path) -> None:
+    kind, output, settings = FORMS[form]
     result, of = present(kind, output, **settings), signature(output)
-    schema = schema_of(kind, of, pa.string(), {"cpupack.run": "x"})
-    table = table_of(kind, of, [Outcome("a", result), Outcome("b", None, "broken")], schema)
+    task = TaskSpec.of(kind, **settings)
+    schema = schema_of(task, of, pa.string(), {"cpupack.run": "x"})
+    table = table_of(task, of, [Outcome("a", result), Outcome("b", None, "broken")], schema)
     pq.write_table(table, tmp_path / "t.parquet")
     good, bad = pq.read_table(tmp_path / "t.parquet").to_pylist()
     expected = result.to_dict()
@@ -59,7 +69,8 @@ def test_a_row_holds_what_predict_prints(kind: str, tmp_path: Path) -> None:
         if name in expected:
             expected[name] = base64.b64decode(expected[name])
     if kind == "masks":
-        expected["masks"] = [{**one, "mask_png": base64.b64decode(one["mask_png"])} for one in expected["masks"]]
+        file = "mask_npy" if form == "scans" else "mask_png"
+        expected["masks"] = [{**one, file: base64.b64decode(one[file])} for one in expected["masks"]]
     if isinstance(result, Raw):  # in C order, with the shape beside it
         expected = {"outputs": {name: np.ravel(value).tolist() for name, value in result.items()}}
         expected["outputs"]["two"] = expected["outputs"]["two"][0]
@@ -71,9 +82,12 @@ def test_a_row_holds_what_predict_prints(kind: str, tmp_path: Path) -> None:
 def test_raw_outputs_of_images_of_any_size_have_shapes_of_their_own(tmp_path: Path) -> None:
     sizes = OpenSizes((8, 8), (64, 64), (8, 8))
     of = Signature((TensorSpec("input", (3, 8, 8)),), (OutputSpec("map", (2, 8, 8)),), sizes)
-    schema = schema_of("raw", of, pa.string(), {})
+    task = TaskSpec.of("raw")
+    schema = schema_of(task, of, pa.string(), {})
     maps = [RANDOM((2, 8, 8)).astype(np.float32), RANDOM((2, 16, 24)).astype(np.float32)]
-    table = table_of("raw", of, [Outcome(str(i), Raw({"map": each})) for i, each in enumerate(maps)], schema)
+    table = table_of(
+        TaskSpec.of("raw"), of, [Outcome(str(i), Raw({"map": each})) for i, each in enumerate(maps)], schema
+    )
     pq.write_table(table, tmp_path / "t.parquet")
     for each, row in zip(maps, pq.read_table(tmp_path / "t.parquet").to_pylist(), strict=True):
         found = row["outputs"]["map"]

@@ -101,8 +101,9 @@ def test_maps_in_parquet_are_what_predict_prints() -> None:
 
     found = maps(np.stack([RAMP, RAMP]), units=["m", "s"])
     of = Signature((TensorSpec("input", (3, 8, 8)),), (OutputSpec("output", (2, 8, 8)),))
-    schema = schema_of("regression", of, pa.string(), {})
-    (good,) = table_of("regression", of, [Outcome("a", found)], schema).to_pylist()
+    task = TaskSpec.of("regression")
+    schema = schema_of(task, of, pa.string(), {})
+    (good,) = table_of(task, of, [Outcome("a", found)], schema).to_pylist()
     told = found.to_dict()
     assert good == {"id": "a", "error": None, **told, "values_npy": base64.b64decode(told["values_npy"])}
 

@@ -82,6 +82,6 @@ def test_masks_are_written_as_pictures_and_drawn_in_mixed_colours() -> None:
 
 def test_only_scores_of_classes_fit() -> None:
     assert kinds.misfit("masks", {"output": (3, 4, 4)}) is None
-    for outputs in ({"output": (4, 4)}, {"output": (3, 2, 4, 4)}, {"a": (3, 4, 4), "b": (1,)}):
+    for outputs in ({"output": (4, 4)}, {"output": (3, 2, 2, 4, 4)}, {"a": (3, 4, 4), "b": (1,)}):
         assert "needs one output of shape (classes, height, width)" in (kinds.misfit("masks", outputs) or "")
     assert kinds.label_count(TaskSpec.of("masks"), {"output": (1, 4, 4)}) == 1

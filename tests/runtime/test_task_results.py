@@ -179,6 +179,15 @@ def test_heat_maps_become_points_of_the_image() -> None:
     assert (outside.x, outside.y) == (0.0, 40.0)
 
 
+def test_a_point_is_found_by_its_name_and_by_its_place() -> None:
+    found = present("keypoints", [[1, 2, 0.9], [3, 4, 0.1]], None, ("nose", "ear"), threshold=0.5)
+    assert (found["nose"].x, found["nose"].y) == (1.0, 2.0)
+    assert found[0] is found["nose"]
+    assert len(found) == 1
+    with pytest.raises(KeyError, match="no point 'ear' with a score of the threshold or more; there is nose"):
+        found["ear"]
+
+
 def test_scores_of_places_across_and_down_become_points() -> None:
     """Two places for each pixel of the input of 8 x 8, as SimCC has them."""
     across, down = np.zeros((2, 16)), np.zeros((2, 16))
@@ -236,6 +245,17 @@ def test_detections_are_clipped_sorted_and_inside_the_image() -> None:
     assert nothing.text() == "  nothing was found"
     assert nothing.to_dict()["detections"] == []
     assert nothing.draw(Image.new("RGB", (8, 8))).size == (8, 8)
+
+
+def test_a_box_that_lies_in_the_border_around_an_image_is_none() -> None:
+    letterbox = PreprocessSpec(resize=(8, 8), crop=None, fit="pad")  # an image of 80 x 40 has rows 2 to 6 of it
+    given = {
+        "boxes": [[0, 0, 4, 2.5], [0, 0, 4, 3], [0, 0, 4, 4], [4, 6, 8, 8]],
+        "scores": [[0.9], [0.8], [0.7], [0.6]],
+    }
+    found = present("detection", given, Frame.of(80, 40, letterbox), scores="probabilities", nms_iou=1.0)
+    # Of the first box a fifth is in the image, of the second a third, of the third half, of the last nothing.
+    assert [one.box for one in found.found] == [(0.0, 0.0, 40.0, 10.0), (0.0, 0.0, 40.0, 20.0)]
 
 
 def test_labels_are_drawn_in_letters_that_a_font_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +385,7 @@ MISFITS: dict[str, list[tuple[int, ...]]] = {
     "regression": [(2, 3, 5, 4)],
     "embedding": [(5, 4), (1,)],
     "segmentation": [(5,)],
-    "masks": [(4, 4), (3, 2, 4, 4)],
+    "masks": [(4, 4), (3, 2, 2, 4, 4)],
     "detection": [(9, 4), (9,)],
     "keypoints": [(5,), (5, 4)],
     "image": [(4, 4, 4), (5,)],

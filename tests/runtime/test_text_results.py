@@ -178,6 +178,6 @@ def test_batch_writes_the_columns_that_predict_prints() -> None:
     }
     of = Signature((TensorSpec("ids", (LENGTH,), "int64"),), (OutputSpec("logits", (LENGTH, 5)),))
     for kind, result in results.items():
-        schema = schema_of(kind, of, pa.string(), {})
-        (row,) = table_of(kind, of, [Outcome("a", result)], schema).to_pylist()
+        schema = schema_of(TaskSpec.of(kind), of, pa.string(), {})
+        (row,) = table_of(TaskSpec.of(kind), of, [Outcome("a", result)], schema).to_pylist()
         assert row == {"id": "a", "error": None, **result.to_dict()}

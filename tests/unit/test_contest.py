@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cpupack.artifacts import CalibratedModel, FusedModel, ScriptedModel
-from cpupack.pipeline.contest import Contest, contend
+from cpupack.pipeline.contest import Contest, _layer_losses, contend
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import SilentProgress
@@ -173,3 +173,43 @@ def test_the_samples_run_once_for_each_purpose(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = prepared.model.module(prepared.reference.samples.tensor(slice(None))).numpy()
     np.testing.assert_allclose(prepared.reference.outputs, expected, rtol=1e-4, atol=1e-5)
+
+
+DECODER = """
+import torch
+from torch import nn
+
+class Points(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.heat, self.size = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        maps = self.body(x)
+        heat, size = self.heat(maps).sigmoid(), self.size(maps).abs() * 4
+        rows, columns = torch.meshgrid(*(torch.arange(n) for n in heat.shape[2:]), indexing="ij")
+        boxes = torch.stack([columns - size[:, 0], rows - size[:, 1], columns + size[:, 0], rows + size[:, 1]], -1)
+        return {"boxes": boxes.flatten(1, 2), "scores": heat.flatten(2).transpose(1, 2)}
+
+make = Points
+"""
+
+
+def test_what_stays_fp32_is_no_layer_that_loses(tmp_path: Path) -> None:
+    """The arithmetic of boxes is FP32 in the wheel: to name it as a layer that loses most would be untrue."""
+    (tmp_path / "m.py").write_text(DECODER)
+    recipe = loaded(
+        tmp_path,
+        model={"weights": "factory", "input_shape": [3, 32, 32]},
+        task={"kind": "detection", "scores": "probabilities"},
+        calibration={"source": "synthetic", "samples": 16},
+        target={"cpu": ["x86_64"], "x86_64": {"engine": "native"}},
+    )
+    prepared = prepare(recipe, tmp_path, SilentProgress())
+    corrections = Corrections()
+    (contender,) = contend(prepared, "x86_64", tmp_path, corrections, SilentProgress()).judged
+    names = {each.name for each in _layer_losses(prepared, contender, corrections, SilentProgress())}
+    assert names <= {"body.0", "body.2", "heat", "size"}
+    assert {"heat", "size"} <= names

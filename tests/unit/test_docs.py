@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +39,9 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    """Return the blocks of a language, also those that are indented under a step of a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    return [textwrap.dedent(body) for _, body in found]
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -81,12 +84,13 @@ def test_files_of_the_repository_that_it_names_exist(page: Path) -> None:
 @every_page
 def test_commands_parse(page: Path, tmp_path: Path) -> None:
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    wheels = re.findall(r'\[package\]\nname = "(.+)"', page.read_text(encoding="utf-8"))
     for program, *arguments in commands(page):
         if program == "cpupack":
             command = cli.commands[arguments[0]]
             context = cli.make_context("cpupack", [], resilient_parsing=True)  # click keeps the names of its help
             command.make_context(arguments[0], arguments[1:], parent=context)
-        elif Path(program).name.endswith("-int8"):
+        elif Path(program).name.endswith("-int8") or program in wheels:
             # --help last: the arguments before it are parsed, and nothing is run.
             assert wheel_cli.main(tmp_path, [*arguments, "--help"], prog=program) == 0, arguments
         elif program == "make":

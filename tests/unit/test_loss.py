@@ -122,6 +122,15 @@ def test_the_warning_names_three_layers_and_what_to_try() -> None:
     assert "SQNR" not in loss_of(made_up(agreement=0.8).report, LAYERS, **FACTS).finding
 
 
+def test_the_warning_says_where_results_are_alike_all_the_same() -> None:
+    report = dataclasses.replace(made_up(sqnr_db=12.0).report, likeness=0.98765, likeness_name="same boxes")
+    assert "below 20. What predict gives is alike all the same: same boxes 0.9877. Worst layers" in (
+        loss_of(report, LAYERS, **FACTS).text
+    )
+    for unlike in (dataclasses.replace(report, likeness=0.8), made_up(sqnr_db=12.0).report):
+        assert "alike" not in loss_of(unlike, LAYERS, **FACTS).text
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [

@@ -392,6 +392,20 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
             "min_worst_cosine, min_spearman, min_recall, min_agreement, min_decisions, min_sqnr_db, min_speedup, "
             "min_metric, max_metric, max_metric_drop",
         ),
+        (
+            {"evaluation.source": '"images:loose"', "evaluation.metric": '"f2"'},
+            "evaluation.metric: must be map, map50, miou, dice, mae, rmse, distance, f1, average_precision, "
+            'equal_error, psnr, ssim, recall@K or python:FILE.py:function, not "f2"',
+        ),
+        (
+            {"task.kind": '"segmentation"', "task.threshold": "[0.5]"},
+            'task.threshold: is one number with kind = "segmentation"; lists belong to "multilabel", "masks", '
+            '"detection"',
+        ),
+        (
+            {"task.kind": '"detection"', "task.angle": '"last"', "task.box_format": '"xyxy"'},
+            'task.box_format: with an angle it is "cxcywh" or "cxcywh_normalized"',
+        ),
         ({"target.cpu": '["x86_64", "x86_64"]'}, 'target.cpu[1]: "x86_64" appears twice'),
         ({"tune.batch_sizes": "[1, 2, 1]"}, "tune.batch_sizes[2]: 1 appears twice"),
         ({"fuse.modules": '[["a", "b"], ["c", "a"]]'}, 'fuse.modules[1][1]: "a" is already in chain 0'),

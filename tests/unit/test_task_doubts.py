@@ -64,6 +64,18 @@ def test_boxes_that_are_no_objects_say_nothing() -> None:
     assert "set box_format" in doubt("detection", outputs)
 
 
+def test_angles_in_degrees_are_doubted() -> None:
+    radians = RANDOM.uniform(-1.5, 1.5, (4, 10, 1))
+    for angles, words in ((radians, ""), (np.rad2deg(radians), "return radians from forward (torch.deg2rad)")):
+        boxes = np.concatenate([written("cxcywh"), angles], axis=2).astype(np.float32)
+        found = doubt("detection", {"boxes": boxes, "scores": SURE}, box_format="cxcywh", angle="fifth")
+        assert found.endswith(words)
+        assert bool(found) == bool(words)
+    shares = np.concatenate([written("cxcywh_normalized"), radians], axis=2).astype(np.float32)
+    found = doubt("detection", {"boxes": shares, "scores": SURE}, box_format="cxcywh", angle="fifth")
+    assert 'set box_format = "cxcywh_normalized"' in found
+
+
 def test_points_of_another_unit_are_doubted() -> None:
     shares = CENTERS.astype(np.float32)
     pixels = shares * np.array([WIDTH, HEIGHT], np.float32)

@@ -282,6 +282,54 @@ def test_the_values_of_several_heads_are_one_result(kind: str) -> None:
         check_labels(("a", "b"), "the list", spec, shapes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "outputs", "words"),
+    [
+        ({"kind": "multilabel"}, {"output": np.zeros(4)}, "has 3 entries for 4 labels"),
+        ({"kind": "masks"}, {"output": np.zeros((2, 8, 8))}, "has 3 entries for 2 labels"),
+        ({"kind": "detection"}, {"boxes": np.zeros((9, 4)), "scores": np.zeros((9, 2))}, "has 3 entries for 2 labels"),
+        ({"kind": "multilabel"}, {"a": np.zeros(2), "b": np.zeros(2)}, "has 3 entries for 4 labels"),
+    ],
+)
+def test_a_list_of_thresholds_has_one_for_each_label(
+    settings: dict[str, Any], outputs: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"\[task\] threshold {words}"):
+        task_of(Task.model_validate({**settings, "threshold": [0.1, 0.2, 0.3]}), signature(**outputs))
+
+
+def test_thresholds_of_classes_that_the_model_chooses_are_one_number() -> None:
+    outputs = {"boxes": np.zeros((9, 4)), "scores": np.zeros(9), "labels": np.zeros(9)}
+    specs = tuple(
+        OutputSpec(name, value.shape, **({"whole": "int64"} if name == "labels" else {}))
+        for name, value in outputs.items()
+    )
+    of = Signature((TensorSpec(INPUT, (3, SIZE, SIZE)),), specs)
+    with pytest.raises(ModelError, match="the model chooses the class of each box itself: set one number"):
+        task_of(Task.model_validate({"kind": "detection", "threshold": [0.1, 0.2]}), of)
+
+
+def test_boxes_with_five_numbers_have_an_angle() -> None:
+    boxes, scores = np.zeros((9, 5)), np.zeros((9, 2))
+    spec = task_of(Task(kind="detection", angle="fifth"), signature(boxes=boxes, scores=scores))
+    assert (spec.angle, spec.box_format) == ("fifth", "cxcywh")
+    whole = task_of(Task(kind="detection", angle="last", layout="columns"), signature(output=np.zeros((7, 99))))
+    assert kinds.label_count(whole, {"output": (7, 99)}) == 2
+    for settings, outputs, words in (
+        ({}, {"boxes": boxes, "scores": scores}, 'has five numbers for each box: set "fifth"'),
+        ({"angle": "fifth"}, {"boxes": boxes[:, :4], "scores": scores}, "has 4 numbers for each box"),
+        ({"angle": "fifth", "box_format": "xyxy"}, {"boxes": boxes, "scores": scores}, 'set box_format = "cxcywh"'),
+    ):
+        with pytest.raises(ModelError, match=rf"\[task\] angle .*{words}"):
+            task_of(Task.model_validate({"kind": "detection", **settings}), signature(**outputs))
+
+
+def test_masks_of_four_dimensions_are_of_a_scan() -> None:
+    spec = task_of(Task(kind="masks"), signature(output=np.zeros((2, 4, 8, 8))))
+    assert spec.volume
+    assert not task_of(Task(kind="masks"), signature(output=np.zeros((2, 8, 8)))).volume
+
+
 @pytest.mark.parametrize("kind", ["regression", "multilabel", "keypoints", "masks"])
 def test_results_that_are_told_apart_by_their_names_have_no_name_twice(kind: str) -> None:
     shape = {"keypoints": (3, 2), "masks": (3, 8, 8)}.get(kind, (3,))

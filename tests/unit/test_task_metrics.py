@@ -16,7 +16,7 @@ from cpupack.runtime.signature import INPUT, OutputSpec, Signature
 from cpupack.runtime.tasks.decode import Anchors
 from cpupack.runtime.tasks.spec import TaskSpec
 from cpupack.runtime.tensor_spec import TensorSpec
-from cpupack.tasks import metrics
+from cpupack.tasks import box_metrics
 from cpupack.tasks.likeness import common_boxes, likeness, same_decisions
 from cpupack.tasks.metrics import presenter_of, task_metric
 from cpupack.tasks.precision import matches
@@ -151,7 +151,7 @@ def test_intervals_of_a_map_match_the_boxes_once(monkeypatch: pytest.MonkeyPatch
     """Of 36 images with 512 boxes each, a thousand draws took an hour: each matched all boxes again."""
     pytest.importorskip("pycocotools")
     calls = []
-    monkeypatch.setattr(metrics, "matches", lambda *given: calls.append(1) or matches(*given))
+    monkeypatch.setattr(box_metrics, "matches", lambda *given: calls.append(1) or matches(*given))
     targets = np.tile(np.array([[[0, 0, 4, 4, 0]]], np.float32), (4, 1, 1))
     outputs = {name: np.tile(each, (4, 1, 1)) for name, each in boxes((0, 0, 4, 4, 0, 0.9)).items()}
     targets[3, 0, 2:4] = 9  # the box that was found is not this one
@@ -177,6 +177,40 @@ def test_boxes_that_are_no_corners_in_the_input(box: tuple[float, ...], words: s
     pytest.importorskip("pycocotools")
     with pytest.raises(VerificationError, match=words):
         task_metric("map", DETECTOR, resampled=False)(boxes((0, 0, 4, 4, 0, 0.9)), np.array([[[*box, 0]]], np.float32))
+
+
+def turned_boxes(*rows: tuple[float, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a detector's outputs on one image: (x, y, width, height, angle, class, score)."""
+    found, scores = np.zeros((1, 3, 5), np.float32), np.zeros((1, 3, 2), np.float32)
+    for place, (*numbers, index, score) in enumerate(rows):
+        found[0, place] = numbers
+        scores[0, place, int(index)] = score
+    return {"boxes": found, "scores": scores}
+
+
+def test_turned_boxes_are_matched_by_what_they_overlap_themselves() -> None:
+    settings: dict[str, Any] = {"scores": "probabilities", "box_format": "cxcywh", "angle": "fifth", "nms_iou": 1.0}
+    of = model("detection", {"boxes": (3, 5), "scores": (3, 2)}, **settings)
+    metric = task_metric("map50", of, resampled=False)
+    bar = (5, 5, 8, 1, np.pi / 4)
+    truth = np.array([[[*bar, 0], [3, 3, 2, 2, 0, 1], [0, 0, 0, 0, 0, -1]]])
+    # The bar that is turned the other way has the same upright box, and a seventh or less in common. The second class
+    # is found. The first one is found too, behind the wrong one: its precision is 1/2.
+    wrong = (5, 5, 8, 1, -np.pi / 4)
+    found = turned_boxes((*wrong, 0, 0.9), (*bar, 0, 0.8), (3, 3, 2, 2, 0, 1, 0.9))
+    assert metric(found, truth) == pytest.approx((0.5 + 1) / 2)
+    assert metric(turned_boxes((*bar, 0, 0.9), (3, 3, 2, 2, np.pi / 2, 1, 0.9)), truth) == pytest.approx(1.0)
+    presenter: Any = presenter_of(of)
+    assert common_boxes(presenter, turned_boxes((*bar, 0, 0.9)), turned_boxes((*wrong, 0, 0.9))) == 0
+    assert common_boxes(presenter, turned_boxes((*bar, 0, 0.9)), turned_boxes((*bar, 0, 0.7))) == 1
+    for bad, words in (
+        (truth[..., :5], r"compares with boxes \(n, most, 6\): middle, width, height, angle in radians, class"),
+        (np.array([[[5, 5, 8, 0, 0, 0]]]), r"the box \[5.0, 5.0, 8.0, 0.0\] has no width and height"),
+        (np.array([[[5, 5, 8, 1, 45, 0]]]), "a box is turned by 45, which is more than a turn"),
+        (np.array([[[5, 5, 8, 1, 0, 2]]]), "the boxes have class 2"),
+    ):
+        with pytest.raises(VerificationError, match=words):
+            metric(found, bad)
 
 
 def test_mean_iou_leaves_out_what_is_unknown() -> None:
@@ -246,6 +280,33 @@ def test_the_iou_of_a_scan_counts_voxels() -> None:
         metric(scores, np.zeros((1, 2, 3, 2), np.int64))
     presenter = presenter_of(of)
     assert likeness(presenter, {"output": scores}, {"output": scores}) == ("mean IoU of the classes", 1.0)
+
+
+def test_masks_of_a_scan_are_measured_by_voxels() -> None:
+    scores = np.full((1, 2, 2, 2, 2), -4.0, np.float32)
+    scores[0, 0, 0] = 4.0  # the first slice is of class 0, nothing of class 1
+    truth = np.zeros((1, 2, 2, 2, 2), np.int64)
+    truth[0, 0, 0, 0] = 1  # one row of it is
+    of = model("masks", {"output": (2, 2, 2, 2)}, volume=True)
+    assert task_metric("miou", of, resampled=False)(scores, truth) == pytest.approx(2 / 4)
+    for wrong, words in (
+        (truth[:, :, 0], r"compares with masks \(n, 2, depth, height, width\)"),
+        (np.zeros((1, 2, 3, 2, 2)), r"compares with masks \(n, 2, 2, 2, 2\)"),
+    ):
+        with pytest.raises(VerificationError, match=words):
+            task_metric("miou", of, resampled=False)(scores, wrong)
+    found = {"output": scores}
+    assert likeness(presenter_of(of), found, found) == ("mean IoU of the masks", 1.0)
+    assert same_decisions(presenter_of(of), found, found) == 1.0
+
+
+def test_decisions_count_from_the_threshold_of_each_label() -> None:
+    of = model("multilabel", {"output": (2,)}, scores="probabilities", threshold=[0.2, 0.8])
+    one, other = {"output": np.array([[0.3, 0.7]])}, {"output": np.array([[0.6, 0.9]])}
+    assert same_decisions(presenter_of(of), one, other) == pytest.approx(1 / 2)  # the second label is a no of FP32
+    truth = np.array([[1, 0]])
+    assert task_metric("f1", of, resampled=False)(one["output"], truth) == 1.0
+    assert task_metric("f1", of, resampled=False)(other["output"], truth) == pytest.approx(2 / 3)
 
 
 def test_mean_absolute_error_is_in_the_units_of_the_values() -> None:

@@ -175,8 +175,9 @@ class Task(Table):
     ]
     """The kind of the outputs. Without this table it is ``classification`` for one row of two or more scores, else
     ``raw``."""
-    threshold: Fraction | None = None
-    """Lowest score that counts. Default: 0.5 for ``multilabel``, ``masks`` and a segmentation of one class, 0.3 for
+    threshold: Fraction | Annotated[list[Fraction], Field(min_length=1)] | None = None
+    """Lowest score that counts; for ``multilabel``, ``masks`` and ``detection`` a number, or a list with one for each
+    label. Default: 0.5 for ``multilabel``, ``masks`` and a segmentation of one class, 0.3 for
     ``detection``, 0 for ``keypoints``."""
     scores: Literal["logits", "probabilities"] | None = None
     """What the scores are: ``logits`` (the default), or ``probabilities`` of a model that ends in a sigmoid or softmax.
@@ -192,6 +193,9 @@ class Task(Table):
     )
     """``detection``: what the four numbers of a box are: two corners (``xyxy``, the default), a corner and the size, or
     the centre and the size. In pixels of the model's input, or ``_normalized`` to 0..1 of it."""
+    angle: Literal["fifth", "last"] | None = None
+    """``detection``: where the angle of a turned box is, in radians, clockwise: the ``fifth`` number of a box, or the
+    ``last`` one of its row, behind the scores, as of YOLO's OBB. ``box_format`` is then ``cxcywh`` (the default)."""
     layout: Literal["rows", "columns"] | None = None
     """``detection``: whether each box is a row of the outputs, ``(n, 4 + classes)``, or a column, ``(4 + classes, n)``
     as of YOLOv8. Absent means what the shapes say; one output with fewer rows than columns may be either, and needs

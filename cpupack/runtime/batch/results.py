@@ -26,6 +26,7 @@ from ..tasks.maps import are_maps
 from ..tasks.masks import Masks
 from ..tasks.raw import Raw
 from ..tasks.segmentation import is_volume
+from ..tasks.spec import TaskSpec
 from .shards import Id
 
 ID, ERROR, TRUNCATED = "id", "error", "truncated"
@@ -46,20 +47,21 @@ class Outcome:
     truncated: bool | None = None
 
 
-def result_fields(kind: str, signature: Signature) -> list[pa.Field]:
-    """Return the columns of a kind of task."""
-    return [pa.field(name, of) for name, of in _types(kind, signature)]
+def result_fields(task: TaskSpec, signature: Signature) -> list[pa.Field]:
+    """Return the columns of a task."""
+    return [pa.field(name, of) for name, of in _types(task, signature)]
 
 
-def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
+def _types(task: TaskSpec, signature: Signature) -> list[tuple[str, Any]]:
     size = signature.outputs[0].size
-    match kind:
+    match task.kind:
         case "classification":
             return [("top", _structs(*_CLASS, ("probability", pa.float64())))]
         case "multilabel":
             labels = _structs(*_CLASS, ("probability", pa.float64()))
             count = sum(each.size for each in signature.outputs)
-            return [("labels", labels), ("threshold", pa.float64()), ("probabilities", pa.list_(pa.float64(), count))]
+            threshold = pa.list_(pa.float64(), count) if task.thresholds else pa.float64()
+            return [("labels", labels), ("threshold", threshold), ("probabilities", pa.list_(pa.float64(), count))]
         case "regression" if are_maps({each.name: each.result_shape for each in signature.outputs}):
             numbers = (("min", pa.float64()), ("max", pa.float64()), ("mean", pa.float64()))
             maps = _structs(("name", pa.string()), ("unit", pa.string()), *numbers)
@@ -84,9 +86,12 @@ def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
                 return [*_SIZE, ("depth", pa.int32()), ("classes", classes), ("mask_npy", pa.binary())]
             return [*_SIZE, ("classes", classes), ("mask_png", pa.binary())]
         case "masks":
-            return [*_SIZE, ("masks", _structs(*_CLASS, ("share", pa.float64()), ("mask_png", pa.binary())))]
+            file = "mask_npy" if task.volume else "mask_png"
+            masks = _structs(*_CLASS, ("share", pa.float64()), (file, pa.binary()))
+            return [*_SIZE, *((("depth", pa.int32()),) if task.volume else ()), ("masks", masks)]
         case "detection":
-            boxes = _structs(*_CLASS, ("score", pa.float64()), ("box", pa.list_(pa.float64())))
+            turned = (("corners", pa.list_(pa.list_(pa.float64()))), ("angle", pa.float64())) if task.angle else ()
+            boxes = _structs(*_CLASS, ("score", pa.float64()), ("box", pa.list_(pa.float64())), *turned)
             return [*_SIZE, ("detections", boxes)]
         case "keypoints":
             numbers = (("x", pa.float64()), ("y", pa.float64()), ("score", pa.float64()))
@@ -114,9 +119,9 @@ def _output(name: str, shape: tuple[int, ...], dtype: str, *, of_any_size: bool)
     return pa.field(name, pa.list_(number, math.prod(shape)), metadata={"shape": json.dumps(list(shape))})
 
 
-def result_columns(kind: str, signature: Signature, outcomes: Sequence[Outcome]) -> list[pa.Array]:
+def result_columns(task: TaskSpec, signature: Signature, outcomes: Sequence[Outcome]) -> list[pa.Array]:
     """Return the columns of ``result_fields`` for these outcomes."""
-    fields = result_fields(kind, signature)
+    fields = result_fields(task, signature)
     of_any_size = signature.sizes is not None
     rows = [None if each.error is not None else _plain(each.result, of_any_size=of_any_size) for each in outcomes]
     return [pa.array([None if row is None else row[field.name] for row in rows], field.type) for field in fields]
@@ -128,21 +133,21 @@ def error_column(outcomes: Sequence[Outcome]) -> pa.Array:
 
 
 def schema_of(
-    kind: str, signature: Signature, ids: pa.DataType, metadata: dict[str, str], *, texts: bool = False
+    task: TaskSpec, signature: Signature, ids: pa.DataType, metadata: dict[str, str], *, texts: bool = False
 ) -> pa.Schema:
     """Return the schema of an output file; of ``texts`` it says which ones were cut off."""
     fields = [pa.field(ID, ids), pa.field(ERROR, pa.string())]
     if texts:
         fields.append(pa.field(TRUNCATED, pa.bool_()))
-    return pa.schema([*fields, *result_fields(kind, signature)], metadata=metadata)
+    return pa.schema([*fields, *result_fields(task, signature)], metadata=metadata)
 
 
-def table_of(kind: str, signature: Signature, outcomes: Sequence[Outcome], schema: pa.Schema) -> pa.Table:
+def table_of(task: TaskSpec, signature: Signature, outcomes: Sequence[Outcome], schema: pa.Schema) -> pa.Table:
     """Return the rows of an output file."""
     ids = pa.array([each.id for each in outcomes], schema.field(ID).type)
     cut = [pa.array([each.truncated for each in outcomes], pa.bool_())] if TRUNCATED in schema.names else []
     return pa.Table.from_arrays(
-        [ids, error_column(outcomes), *cut, *result_columns(kind, signature, outcomes)], schema=schema
+        [ids, error_column(outcomes), *cut, *result_columns(task, signature, outcomes)], schema=schema
     )
 
 
@@ -160,5 +165,10 @@ def _plain(result: Any, *, of_any_size: bool) -> dict[str, Any]:
         return {"top": classification.to_dicts(result)}
     found = result.to_dict()
     if isinstance(result, Masks):
-        found["masks"] = [{**one, "mask_png": base64.b64decode(one["mask_png"])} for one in found["masks"]]
+        found["masks"] = [_with_bytes(one) for one in found["masks"]]
+    return _with_bytes(found)
+
+
+def _with_bytes(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the same with the bytes of each file in place of base64."""
     return {name: base64.b64decode(value) if name in _FILES else value for name, value in found.items()}

@@ -68,13 +68,13 @@ def work(runner: Runner, stream: Stream, job: Job, shards: Sequence[Shard]) -> I
     have changed since they were listed.
     """
     store = job.store
-    kind, signature = runner.answers.spec.kind, runner.signature
-    schema = schema_of(kind, signature, job.id_type, store.metadata(), texts=job.texts)
+    task, signature = runner.answers.spec, runner.signature
+    schema = schema_of(task, signature, job.id_type, store.metadata(), texts=job.texts)
     outcomes = stream.outcomes(item for shard in shards for item in items_of(runner, job, shard))
     begin_s = time.time()
     for shard in shards:
         rows = list(islice(outcomes, shard.rows))
-        store.write(shard, table_of(kind, signature, rows, schema))
+        store.write(shard, table_of(task, signature, rows, schema))
         bad = [each for each in rows if each.error is not None]
         examples = tuple(f"{each.id}: {each.error}" for each in bad[:_EXAMPLES])
         end_s = time.time()

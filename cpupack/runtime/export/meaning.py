@@ -34,13 +34,19 @@ def _chance(spec: TaskSpec, applied: str | None, made_by: str) -> str:
     return f"{made_by} makes probabilities of them" if spec.scores == "logits" else "they are probabilities already"
 
 
+def _least(spec: TaskSpec) -> str:
+    """Return the lowest score that counts, of each label where they differ."""
+    each = ", ".join(f"{value:g}" for value in spec.thresholds)
+    return f"{each} (a number for each label, in order)" if each else f"{spec.threshold:g}"
+
+
 def _classification(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     yield f"They are scores of the classes, of which the greatest is the best; {_chance(spec, applied, 'softmax')}."
 
 
 def _multilabel(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     yield f"They are scores of the labels; {_chance(spec, applied, 'sigmoid')}."
-    yield f"A label counts from {spec.threshold:g} on."
+    yield f"A label counts from {_least(spec)} on."
 
 
 def _regression(spec: TaskSpec, __: str | None) -> Iterator[str]:
@@ -64,7 +70,7 @@ def _segmentation(spec: TaskSpec, applied: str | None) -> Iterator[str]:
 
 def _masks(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     yield f"They are scores of each pixel for each class by itself; {_chance(spec, applied, 'sigmoid')}."
-    yield f"A pixel is of a class from {spec.threshold:g} on, so it may have several classes, or none."
+    yield f"A pixel is of a class from {_least(spec)} on, so it may have several classes, or none."
 
 
 def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
@@ -76,6 +82,9 @@ def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     yield f"A box has four numbers: {_CORNERS[shape]}, " + (
         "as shares of the width and height of the model's input." if normalized else "in pixels of the model's input."
     )
+    if spec.angle:
+        where = "behind them" if spec.angle == "fifth" else "the last number of its row"
+        yield f"Its angle is {where}: radians, from x towards y."
     softmaxed = spec.background and spec.scores == "logits"
     yield f"Its scores are those of the classes; {_chance(spec, applied, 'softmax' if softmaxed else 'sigmoid')}."
     if spec.objectness:
@@ -83,7 +92,7 @@ def _detection(spec: TaskSpec, applied: str | None) -> Iterator[str]:
     if spec.background:
         yield f"The {'last' if spec.background == LAST else 'first'} class stands for nothing."
     others = "" if spec.class_agnostic else " of its class"
-    yield f"A box counts from {spec.threshold:g} on, and is dropped for a better one{others} where they overlap by more"
+    yield f"A box counts from {_least(spec)} on, and is dropped for a better one{others} where they overlap by more"
     yield f"than {spec.nms_iou:g} (intersection over union). At most {spec.max_detections} are kept."
     yield "Where `labels` is an output, it has the class of each box, and the score is that of this class."
 

@@ -98,14 +98,14 @@ class Predictor:
         if not given or (self._column is not None and self._column not in batch):
             raise InputError(f"the dataset has no column {', '.join(wanted)}; it has {', '.join(batch)}")
         rest = {name: values for name, values in batch.items() if name not in given}
-        fields = [pa.field(ERROR, pa.string()), *result_fields(self._runner.answers.spec.kind, self._signature)]
+        fields = [pa.field(ERROR, pa.string()), *result_fields(self._runner.answers.spec, self._signature)]
         if twice := [field.name for field in fields if field.name in rest]:
             raise InputError(f"the dataset has columns of the names of results: {', '.join(twice)}; rename them")
         count = len(batch[given[0]])
         outcomes: list[Outcome] = list(
             self._stream.outcomes(Item(row, _Row(self._signature, self._column, batch, row)) for row in range(count))
         )
-        columns = [error_column(outcomes), *result_columns(self._runner.answers.spec.kind, self._signature, outcomes)]
+        columns = [error_column(outcomes), *result_columns(self._runner.answers.spec, self._signature, outcomes)]
         kept = [pa.array(values.tolist() if values.ndim > 1 else values) for values in rest.values()]
         return pa.Table.from_arrays([*kept, *columns], names=[*rest, *(field.name for field in fields)])
 

@@ -26,11 +26,14 @@ def list_of(items: dict[str, Any], count: int | None = None) -> dict[str, Any]:
 _PREDICTION = fields(label=_TEXT, index=_WHOLE, probability=_NUMBER)
 _SPAN = fields(label=_TEXT, score=_NUMBER, start=_WHOLE, end=_WHOLE, text=_TEXT, second=_TRUTH)
 _NPY = {"type": "string", "contentEncoding": "base64"}
-MAPS, VOLUME = "regression of maps", "segmentation of a scan"
+_THRESHOLD = {"anyOf": [_NUMBER, list_of(_NUMBER)]}
+"""That of all labels, or one for each."""
+MAPS, VOLUME, MASKS_OF_SCAN = "regression of maps", "segmentation of a scan", "masks of a scan"
+TURNED = "detection of turned boxes"
 _SIZE = {"width": _WHOLE, "height": _WHOLE}
 _RESULTS = {
     CLASSIFICATION: fields(top=list_of(_PREDICTION)),
-    "multilabel": fields(labels=list_of(_PREDICTION), threshold=_NUMBER, probabilities=list_of(_NUMBER)),
+    "multilabel": fields(labels=list_of(_PREDICTION), threshold=_THRESHOLD, probabilities=list_of(_NUMBER)),
     "regression": fields(values=list_of(fields(name=_TEXT, value=_NUMBER_OR_NULL, unit=_TEXT))),
     VOLUME: fields(
         **_SIZE,
@@ -46,9 +49,27 @@ _RESULTS = {
     "embedding": fields(embedding=list_of(_NUMBER)),
     "segmentation": fields(**_SIZE, classes=list_of(fields(label=_TEXT, index=_WHOLE, share=_NUMBER)), mask_png=_PNG),
     MASKS: fields(**_SIZE, masks=list_of(fields(label=_TEXT, index=_WHOLE, share=_NUMBER, mask_png=_PNG))),
+    MASKS_OF_SCAN: fields(
+        **_SIZE,
+        depth=_WHOLE,
+        masks=list_of(fields(label=_TEXT, index=_WHOLE, share=_NUMBER, mask_npy=_NPY)),
+    ),
     "detection": fields(
         **_SIZE,
         detections=list_of(fields(label=_TEXT, index=_WHOLE, score=_NUMBER, box=list_of(_NUMBER, 4))),
+    ),
+    TURNED: fields(
+        **_SIZE,
+        detections=list_of(
+            fields(
+                label=_TEXT,
+                index=_WHOLE,
+                score=_NUMBER,
+                box=list_of(_NUMBER, 4),
+                corners=list_of(list_of(_NUMBER, 2), 4),
+                angle=_NUMBER,
+            )
+        ),
     ),
     "keypoints": fields(
         **_SIZE, points=list_of(fields(label=_TEXT, index=_WHOLE, x=_NUMBER, y=_NUMBER, score=_NUMBER_OR_NULL))
@@ -68,7 +89,8 @@ def predictions(task: TaskSpec, *, takes_text: bool, outputs: list[str]) -> dict
     timing = fields(queue=_NUMBER, prepare=_NUMBER, compute=_NUMBER, batch=_WHOLE)
     told: dict[str, Any] = {"model": _TEXT, "version": _TEXT}
     if kind in _RESULTS:
-        one = _RESULTS[MAPS if task.maps else VOLUME if task.volume else kind]
+        of_scan = MASKS_OF_SCAN if kind == MASKS else VOLUME
+        one = _RESULTS[MAPS if task.maps else of_scan if task.volume else TURNED if task.angle else kind]
         one = {**one, "properties": one["properties"] | (_OF_TEXT if takes_text else {}), "additionalProperties": False}
         told |= {"task": {"const": kind}, "predictions": list_of(one)}
     else:

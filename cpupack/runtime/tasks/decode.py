@@ -58,7 +58,10 @@ class Anchors:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Boxes ``(n, 4)`` as corners in pixels of the input, with a score (0..1) and a class each."""
+    """Boxes ``(n, 4)`` as corners in pixels of the input, with a score (0..1) and a class each.
+
+    Boxes with an angle are ``(n, 5)``, as ``turned`` has them.
+    """
 
     boxes: Floats
     scores: Floats
@@ -70,10 +73,10 @@ class Candidates:
         return Candidates(self.boxes[rows], self.scores[rows], self.classes[rows])
 
     @classmethod
-    def joined(cls, parts: list[Candidates]) -> Candidates:
-        """Return the candidates of all parts."""
+    def joined(cls, parts: list[Candidates], numbers: int = 4) -> Candidates:
+        """Return the candidates of all parts, whose boxes have so many numbers."""
         if not parts:
-            return cls(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+            return cls(np.empty((0, numbers), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
         return cls(
             np.concatenate([each.boxes for each in parts]),
             np.concatenate([each.scores for each in parts]),

@@ -77,17 +77,22 @@ def legend(image: Image.Image, rows: Sequence[tuple[int, str, str]]) -> Image.Im
     return canvas
 
 
-def boxes(image: Image.Image, found: Sequence[tuple[Sequence[float], int, str, str]]) -> Image.Image:
+def boxes(image: Image.Image, found: Sequence[tuple[Sequence[Any], int, str, str]]) -> Image.Image:
     """Return an image with boxes (xmin, ymin, xmax, ymax), each with the label of its class ``index`` and a note at its
-    upper left corner."""
+    upper left corner. Four corners (x, y) in place of the numbers are a turned box."""
     canvas = image.copy()
     pen = ImageDraw.Draw(canvas)
     size = _text_size(image)
     thick = max(1, size // 7)
-    for (left, top, right, bottom), index, _, _ in found:
+    for box, index, _, _ in found:
+        if isinstance(box[0], tuple):
+            pen.line((*box, *box[:2]), fill=colour_of(index), width=thick, joint="curve")
+            continue
+        left, top, right, bottom = box
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
         pen.rectangle(corners, outline=colour_of(index), width=thick)
-    for (left, top, _, _), index, label, note in found:
+    for box, index, label, note in found:
+        left, top = min(box, key=lambda corner: corner[1]) if isinstance(box[0], tuple) else box[:2]
         name, colour = lettering(label, index, note, size), colour_of(index)
         width, height = name.width + size // 2, round(1.35 * size)
         x = min(max(left, 0.0), max(image.width - width, 0))

@@ -45,6 +45,19 @@ class Keypoints:
     height: int
     skeleton: tuple[tuple[int, int], ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, which: str | int) -> Keypoint:
+        """Return a point by its name, or by its place in ``points``. Raises KeyError that lists the names."""
+        if isinstance(which, int):
+            return self.points[which]
+        for one in self.points:
+            if one.label == which:
+                return one
+        names = ", ".join(one.label for one in self.points) or "none"
+        raise KeyError(f"no point {which!r} with a score of the threshold or more; there is {names}")
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "width": self.width,

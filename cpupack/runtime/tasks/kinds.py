@@ -141,6 +141,15 @@ def wrong_setting(spec: TaskSpec, outputs: Shapes) -> tuple[str, str] | None:
         entries = getattr(spec, name)
         if entries and len(entries) not in {values, 1 if spec.kind == "image" else values}:
             return name, f"has {len(entries)} entries for {values} values"
+    if spec.kind == "detection" and (wrong := detection.wrong_angle(spec, outputs)) is not None:
+        return "angle", wrong
+    labels = (label_count(spec, outputs) or 0) if spec.thresholds else 0
+    if len(spec.thresholds) != labels:
+        return "threshold", (
+            f"has {len(spec.thresholds)} entries for {labels} labels"
+            if labels
+            else "is a list, and the model chooses the class of each box itself: set one number"
+        )
     points = (label_count(spec, outputs) or 0) if spec.kind == "keypoints" else 0
     if bad := [pair for pair in spec.skeleton if not all(0 <= each < points for each in pair)]:
         return "skeleton", f"joins the points {list(bad[0])}; there are {points}, from 0 to {points - 1}"

@@ -23,21 +23,23 @@ if TYPE_CHECKING:
 class Multilabel:
     """The labels whose probability is at least ``threshold``, the most probable first, and all probabilities.
 
-    ``probabilities`` is float64 ``(labels,)``.
+    ``probabilities`` is float64 ``(labels,)``. ``threshold`` is a tuple where each label has its own.
     """
 
     labels: tuple[Prediction, ...]
     probabilities: npt.NDArray[np.float64]
-    threshold: float
+    threshold: float | tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "labels": [dataclasses.asdict(one) for one in self.labels],
-            "threshold": self.threshold,
+            "threshold": list(self.threshold) if isinstance(self.threshold, tuple) else self.threshold,
             "probabilities": self.probabilities.tolist(),
         }
 
     def text(self) -> str:
+        if not self.labels and isinstance(self.threshold, tuple):
+            return "  no label has its threshold's probability or more"
         if not self.labels:
             return f"  no label has a probability of {self.threshold:g} or more"
         return "\n".join(f"  {one.probability:7.2%}  {one.label}" for one in self.labels)
@@ -57,9 +59,10 @@ class MultilabelPresenter:
     def present(self, outputs: Outputs, frame: Frame | None) -> Multilabel:
         chances = probabilities(in_one_row(outputs), self.spec.scores)
         order = np.argsort(-chances, kind="stable")
-        found = [i for i in order if chances[i] >= self.spec.threshold]
+        least = self.spec.least_scores(len(chances))
+        found = [i for i in order if chances[i] >= least[i]]
         named = tuple(Prediction(label_of(self.labels, i), int(i), float(chances[i])) for i in found)
-        return Multilabel(named, chances, self.spec.threshold)
+        return Multilabel(named, chances, self.spec.thresholds or self.spec.threshold)
 
 
 def misfit(outputs: Shapes) -> str | None:

@@ -23,7 +23,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "segmentation": ("threshold", "scores"),
     MASKS: ("threshold", "scores"),
     "detection": (
-        "threshold", "scores", "box_format", "layout", "objectness", "background", "nms_iou", "class_agnostic",
+        "threshold", "scores", "box_format", "angle", "layout", "objectness", "background", "nms_iou", "class_agnostic",
         "max_detections",
     ),
     "keypoints": ("threshold", "coordinates", "skeleton"),
@@ -37,13 +37,17 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 SCORES = ("logits", "probabilities")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized")
+ANGLES = ("", "fifth", "last")
+"""Where the angle of a box is: none, behind its four numbers, or behind its scores."""
 LAYOUTS = ("rows", "columns")
 COORDINATES = ("pixels", "normalized")
 AGGREGATIONS = ("first", "simple")
 LAST = "last"
 """Where the class that stands for nothing is, if it is not the first one."""
-_TOLD = ("squeezed", "maps", "volume")
-"""What is known of the outputs, and no setting of a recipe."""
+OF_EACH_LABEL = ("multilabel", MASKS, "detection")
+"""Kinds whose threshold may be a list, a number for each label."""
+_TOLD = ("thresholds", "squeezed", "maps", "volume")
+"""What is written where it is not empty: no setting of a recipe by these names."""
 DEFAULTS: dict[tuple[str, str], Any] = {
     ("multilabel", "threshold"): 0.5,
     ("segmentation", "threshold"): 0.5,
@@ -58,9 +62,11 @@ DEFAULTS: dict[tuple[str, str], Any] = {
 class TaskSpec:
     """What the outputs are, and the settings of that kind. A setting that the kind does not have keeps its default.
 
-    ``threshold`` (0..1) is the lowest score that counts. ``scores`` says whether the outputs are logits or
+    ``threshold`` (0..1) is the lowest score that counts. Where each label has its own, ``thresholds`` lists them and
+    ``threshold`` is the lowest of all. ``scores`` says whether the outputs are logits or
     probabilities. ``units``, ``scale`` and ``offset`` hold one entry for each value, or are empty. ``box_format`` says
-    what the four numbers of a box are, ``layout`` whether a box is a row or a column of the outputs, and
+    what the four numbers of a box are, ``angle`` where that by which it is turned is, ``layout`` whether a box is a
+    row or a column of the outputs, and
     ``objectness`` whether the first score is that of any object at all. ``background`` says whether a class stands for
     nothing: the first one, or the one that is ``LAST``. With ``class_agnostic`` a box may drop those of other classes.
     ``coordinates`` says what those of points are in. ``skeleton`` lists the pairs of points that a drawing joins.
@@ -73,11 +79,13 @@ class TaskSpec:
 
     kind: str
     threshold: float = 0.0
+    thresholds: tuple[float, ...] = ()
     scores: str = "logits"
     units: tuple[str, ...] = ()
     scale: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
     box_format: str = "xyxy"
+    angle: str = ""
     layout: str = "rows"
     objectness: bool = False
     background: bool | str = False
@@ -97,6 +105,7 @@ class TaskSpec:
             ("kind", self.kind, SETTINGS),
             ("scores", self.scores, SCORES),
             ("box_format", self.box_format, BOX_FORMATS),
+            ("angle", self.angle, ANGLES),
             ("layout", self.layout, LAYOUTS),
             ("background", self.background, (False, True, LAST)),
             ("coordinates", self.coordinates, COORDINATES),
@@ -107,7 +116,9 @@ class TaskSpec:
 
     @classmethod
     def of(cls, kind: str, **settings: Any) -> TaskSpec:
-        """Return the settings of a kind with its own defaults. Lists become tuples."""
+        """Return the settings of a kind with its own defaults. Lists become tuples, of thresholds ``thresholds``."""
+        if isinstance(each := settings.get("threshold"), list | tuple):
+            settings |= {"threshold": min(each), "thresholds": each}
         found = {name: value for (of_kind, name), value in DEFAULTS.items() if of_kind == kind} | settings
         return cls(kind, **{name: _frozen(value) for name, value in found.items()})
 
@@ -123,6 +134,10 @@ class TaskSpec:
             return cls(**{name: _frozen(value) for name, value in section.items()})
         except (TypeError, ValueError) as error:
             raise IntegrityError(f"the task section is damaged: {error}") from error
+
+    def least_scores(self, labels: int) -> tuple[float, ...]:
+        """Return the lowest score that counts of each of so many labels."""
+        return self.thresholds or (self.threshold,) * labels
 
     @property
     def draws(self) -> bool:

@@ -32,7 +32,8 @@ class Loss:
     """How far INT8 is from FP32 and why. ``worst_layers`` has the worst first, ``advice`` the best first.
 
     ``worst_layers`` is None with random weights: which of their layers lose most says nothing about trained ones.
-    ``agreement`` is a share of samples, or of the pixels of a segmentation.
+    ``agreement`` is a share of samples, or of the pixels of a segmentation. ``alike`` says of results that are the same
+    all the same: scores of a map may differ where no box does.
     """
 
     sqnr_db: float
@@ -40,12 +41,14 @@ class Loss:
     worst_layers: tuple[LayerLoss, ...] | None
     advice: tuple[str, ...]
     of_pixels: bool = False
+    alike: str = ""
 
     @property
     def text(self) -> str:
         """The finding as one warning."""
         worst = "" if self.worst_layers is None else f"{worst_in_words(self.worst_layers)} "
-        return f"{self.finding}. {worst}Try: {'; '.join(self.advice)} (docs/how-to/gates.md)"
+        alike = f"What predict gives is alike all the same: {self.alike}. " if self.alike else ""
+        return f"{self.finding}. {alike}{worst}Try: {'; '.join(self.advice)} (docs/how-to/gates.md)"
 
     @property
     def finding(self) -> str:
@@ -102,7 +105,12 @@ def loss_of(
         advice.append(f"[quantize] recover = true with min_sqnr_db = {LOW_SQNR_DB:g} in [evaluation]")
         if not dynamic:
             advice.append('[quantize] equalize = true or rounding = "adaround"')
-    return Loss(report.sqnr_db, report.agreement, worst, tuple(advice), of_pixels=report.likeness is not None)
+    alike = ""
+    if report.likeness is not None and report.likeness >= LOW_AGREEMENT:
+        alike = f"{report.likeness_name} {report.likeness:.4f}"
+    return Loss(
+        report.sqnr_db, report.agreement, worst, tuple(advice), of_pixels=report.likeness is not None, alike=alike
+    )
 
 
 def _quoted(name: str) -> str:

@@ -37,9 +37,13 @@ function numbered(number, x, y, size, index) {
 function boxes(found, size) {
   return found.slice(0, 200).flatMap((one, place) => {
     const [left, top, right, bottom] = one.box;
-    const outline = { x: left, y: top, width: right - left, height: bottom - top, stroke: css(one.index), class: "outline" };
+    const line = { stroke: css(one.index), class: "outline" };
+    const [x, y] = one.corners ? one.corners.reduce((high, next) => (next[1] < high[1] ? next : high)) : [left, top];
     const group = shape("g", { "data-row": place });
-    group.append(shape("rect", outline), ...(place < NUMBERED ? numbered(place + 1, left, top, size, one.index) : []));
+    const outline = one.corners // a turned box
+      ? shape("polygon", { points: one.corners.map((corner) => corner.join(",")).join(" "), ...line })
+      : shape("rect", { x: left, y: top, width: right - left, height: bottom - top, ...line });
+    group.append(outline, ...(place < NUMBERED ? numbered(place + 1, x, y, size, one.index) : []));
     return group;
   }).reverse(); // the best on top
 }
@@ -154,7 +158,7 @@ async function mark(result) {
   const size = Math.max(result.width, result.height) / 22;
   if (result.detections) marks.append(...boxes(result.detections, size));
   if (result.points) marks.append(...joined(result.points), ...dots(result.points, size));
-  if (result.masks) await overlaid(mask, result);
+  if (result.masks && !result.depth) await overlaid(mask, result);
   if (result.mask_png) await colours(mask, result.mask_png);
   if (result.values_npy) at("preview").src = numbers(result);
   if (result.png) at("preview").src = `data:image/png;base64,${result.png}`;
