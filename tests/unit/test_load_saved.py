@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import quantize_dynamic
 from torch.export import Dim
 
 from cpupack.errors import ModelError
@@ -36,6 +39,19 @@ class Net(nn.Module):
     def forward(self, image: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         maps = torch.relu(self.norm(self.conv(image)))
         return self.head(torch.cat([maps.mean((2, 3)), self.words(ids).mean(1)], 1)), maps
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor
+
+
+torch.export.register_dataclass(Batch, serialized_type_name="test_load_saved.Batch")
+
+
+class OfBatch(nn.Module):
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return batch.x + 1
 
 
 @pytest.fixture
@@ -72,6 +88,12 @@ def save(net: Net, directory: Path, how: str) -> str:
             torch.jit.script(net).save(directory / "net.pt")
         case "traced":
             torch.jit.trace(net, (image, ids)).save(directory / "net.pt")
+        case "optimized":
+            torch.jit.optimize_for_inference(torch.jit.script(net)).save(directory / "net.pt")
+        case "quantized":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch says that it will go away
+                torch.jit.script(quantize_dynamic(net, {nn.Linear})).save(directory / "net.pt")
     return "export:net.pt2" if how.startswith("exported") else "torchscript:net.pt"
 
 
@@ -102,6 +124,14 @@ def test_a_saved_program_is_the_model(net: Net, tmp_path: Path, how: str) -> Non
         ("text", "export:net.pt2", "is no archive that torch has saved", ""),
         ("damaged", "torchscript:net.pt", "cannot be read as TorchScript", "the archive is damaged"),
         ("short", "torchscript:net.pt", "/data/0 has 4 bytes, and ", "python:FILE.py:factory"),
+        ("optimized", "torchscript:net.pt", "leaves the weights out of the file", "save the program before that call"),
+        (
+            "quantized",
+            "torchscript:net.pt",
+            "is already quantized (quantized::linear_dynamic)",
+            "before it is quantized",
+        ),
+        ("own class", "export:net.pt2", "it holds an object of Python, ", "and no test_load_saved.Batch"),
         ("nothing", "torchscript:net.pt", "net.pt does not exist", "relative to the recipe"),
     ],
 )
@@ -113,6 +143,9 @@ def test_a_file_that_cannot_be_used_is_told(
         torch.export.save(torch.export.export(net, example), tmp_path / "net.pt2")
     elif name == "text":
         (tmp_path / "net.pt2").write_text("no archive")
+    elif name == "own class":
+        program = torch.export.export(OfBatch(), (Batch(torch.ones(2, 3)),), dynamic_shapes=([{0: Dim.AUTO}],))
+        torch.export.save(program, tmp_path / "net.pt2")
     elif name == "damaged":
         save(net, tmp_path, "traced")
         data = (tmp_path / "net.pt").read_bytes()
