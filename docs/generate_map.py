@@ -70,6 +70,7 @@ RUNTIME: Groups = (
             "items",
             "text",
             "rows",
+            "random_rows",
             "signature",
             "tensor_spec",
             "proposals",

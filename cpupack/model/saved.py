@@ -27,7 +27,7 @@ from cpupack.model.script_archive import check_sizes, lacks_weights
 from cpupack.model.scripted import Scripted, as_module, is_alike
 from cpupack.model.user_code import first_line
 from cpupack.runtime.files import UNREADABLE
-from cpupack.runtime.rows import random_rows
+from cpupack.runtime.random_rows import random_rows
 from cpupack.runtime.tensor_spec import TensorSpec, takes_rows
 
 _BATCH = 2

@@ -14,7 +14,8 @@ from PIL import Image
 from cpupack.runtime.errors import InputError, IntegrityError, RunnerError
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.items import check_files, load_row, parsed_values
-from cpupack.runtime.rows import array_of, by_name, pack, random_rows
+from cpupack.runtime.random_rows import random_rows
+from cpupack.runtime.rows import array_of, by_name, pack
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec
 
