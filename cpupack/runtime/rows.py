@@ -241,11 +241,11 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
     """
     name = f'input "{spec.name}": '
     if (tensor := of_tensor(value, name)) is not None:
-        return tensor
+        return _as_truth(spec, tensor)
     if is_masked(value):
         raise InputError(f"{name}got a masked array; expected a plain one")
     if isinstance(value, np.ndarray | np.generic):
-        return in_own_order(np.asarray(value))
+        return _as_truth(spec, in_own_order(np.asarray(value)))
     if not isinstance(value, list | tuple | int | float) and not hasattr(value, "__array__"):
         raise InputError(f"{name}got {type(value).__name__}; expected an array, a tensor or lists")
     if isinstance(value, list | tuple) and spec.dtype != "bool" and mixes_truth(value):
@@ -265,12 +265,9 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
             return array.astype(np.float32)
     if spec.dtype == "uint8" and array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
         return array.astype(np.uint8)
-    if spec.dtype == "bool" and array.dtype.kind in "iu" and array.size and not (array & ~1).any():
-        return array.astype(bool)  # a mask of zeros and ones
-    if spec.dtype in {"uint8", "bool"} and array.dtype.kind in "iu" and array.size:
-        most = 255 if spec.dtype == "uint8" else 1
-        beyond = next(int(each) for each in array.flat if not 0 <= each <= most)
-        raise InputError(f"{name}has {beyond}; {spec.dtype} holds {'0 to 255' if most > 1 else '0 and 1'}")
+    if spec.dtype == "uint8" and array.dtype.kind in "iu" and array.size:
+        raise _beyond(spec, array, 255)
+    array = _as_truth(spec, array)
     if array.dtype == object:
         others = [each for each in array.flat if not isinstance(each, int | float)]
         if array.size and not others:  # Python's numbers have no limit
@@ -279,6 +276,24 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
         what = "null or None" if bad is None else type(bad).__name__
         raise InputError(f"{name}has {what} where a number is expected")
     return array
+
+
+def _as_truth(spec: TensorSpec, array: Array) -> Array:
+    """Return truth values where the input takes them and the array has ones and zeros, as masks of tokenizers do.
+
+    Raises InputError for other whole numbers.
+    """
+    if spec.dtype != "bool" or array.dtype.kind not in "iu" or not array.size:
+        return array
+    if (array & ~array.dtype.type(1)).any():
+        raise _beyond(spec, array, 1)
+    return array.astype(bool)
+
+
+def _beyond(spec: TensorSpec, array: Array, most: int) -> InputError:
+    """Return what is said of the first number that an input of few values does not hold."""
+    found = next(int(each) for each in array.flat if not 0 <= each <= most)
+    return InputError(f'input "{spec.name}": has {found}; {spec.dtype} holds {"0 to 255" if most > 1 else "0 and 1"}')
 
 
 def mixes_truth(value: Any) -> bool:

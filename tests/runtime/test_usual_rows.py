@@ -58,9 +58,11 @@ def read_only(array: Any) -> Any:
         lambda array: array.astype(array.dtype.newbyteorder(">")),
         lambda array: array.tolist(),
         torch.from_numpy,
+        lambda array: array.astype(np.uint8) if array.dtype.kind in "bi" else array,
+        lambda array: torch.from_numpy(array).long() if array.dtype.kind in "bi" else array,
         lambda array: torch.from_numpy(array).float().requires_grad_() if array.dtype.kind == "f" else array,
     ],
-    ids=["array", "fortran", "strided", "read only", "big endian", "lists", "tensor", "gradients"],
+    ids=["array", "fortran", "strided", "read only", "big endian", "lists", "tensor", "uint8", "int64", "gradients"],
 )
 def test_a_row_is_the_same_in_every_form(form: Callable[[Any], Any]) -> None:
     found = pack(SIGNATURE, {name: form(each) for name, each in GIVEN.items()})
