@@ -30,6 +30,7 @@ from cpupack.stages.quantize.native.moved_calls import (
     multiplies_columns,
     reduce_moved,
     reduces,
+    works_by_value,
     works_moved,
 )
 from cpupack.stages.quantize.native.rearrangement import Rearrangement, turn_around
@@ -200,6 +201,8 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     """Leave a call as it is where it may read moved tensors; else have it read them as the model has them."""
     batch = forms.given.get(node)
     read = next((forms.moved[each] for each in node.all_input_nodes if each in forms.moved), FIRST)
+    if batch is not None and batch[:2] == read[:2]:
+        _give_dimensions(graph, node, forms, read)
     if reduces(node) and batch is not None and batch.indices == read.indices and reduce_moved(node, read):
         after = forms.given[node] = batch._replace(rounds=read.rounds)
         if after[:2] != FIRST[:2]:
@@ -239,6 +242,30 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     replaced = {each: _whole(graph, node, each, forms) for each in node.all_input_nodes if each in forms.moved}
     node.args = map_arg(node.args, lambda each: replaced.get(each, each))
     node.kwargs = map_arg(node.kwargs, lambda each: replaced.get(each, each))
+
+
+def _give_dimensions(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: Batch) -> None:
+    """Have arithmetic read ``(batch, 1, values)`` in place of ``(batch, values)``, beside ``(1, batch, values)``.
+
+    The states of a recurrent layer that is written out are so, and torch puts the dimension in front by itself.
+    """
+    if batch.axis == 0 or batch.indices > 1 or not works_by_value(node):
+        return
+    for each in node.all_input_nodes:
+        missing = node.meta.get("rank", 0) - each.meta.get("rank", 0)
+        if each in forms.moved or forms.given.get(each) != FIRST or missing != batch.axis:
+            continue
+        with graph.graph.inserting_before(node):
+            name = f"rearrangement_{each.name}_{node.name}"
+            graph.add_submodule(name, Rearrangement((_with_ones, (missing,))))
+            wide = graph.graph.call_module(name, (each,))
+        wide.meta = {key: value for key, value in each.meta.items() if key != "shape"} | {"rank": node.meta["rank"]}
+        forms.given[wide] = forms.moved[wide] = batch
+        node.replace_input_with(each, wide)
+
+
+def _with_ones(x: torch.Tensor, count: int) -> torch.Tensor:
+    return x.reshape(len(x), *[1] * count, *x.shape[1:])
 
 
 def _picks(node: fx.Node, batch: Batch) -> bool:
