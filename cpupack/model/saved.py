@@ -104,6 +104,12 @@ def load_torchscript(path: Path, source: str, inputs: Sequence[TensorSpec]) -> n
         raise ModelError(
             f"[model] source: {path} cannot be read as TorchScript: {first_line(error)}", hint=_exported_instead(path)
         ) from error
+    if "aten::_pack_padded_sequence" in str(script.inlined_graph):
+        raise ModelError(
+            f"[model] source: the program in {path} packs its sequences (pack_padded_sequence), and TorchScript has "
+            "them in a form whose sizes follow from the lengths of a whole batch",
+            hint=f"a Python module may pack its sequences: {_INSTEAD}",
+        )
     if quantized := re.search(r"\bquantized::\w+", str(script.inlined_graph)):
         raise ModelError(
             f"[model] source: the program in {path} is already quantized ({quantized[0]}); cpupack takes the FP32 "

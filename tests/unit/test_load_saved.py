@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torch.export import Dim
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from cpupack.errors import ModelError
 from cpupack.model.exported_sizes import ExportedSizeError, any_range
@@ -52,6 +53,16 @@ torch.export.register_dataclass(Batch, serialized_type_name="test_load_saved.Bat
 class OfBatch(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         return batch.x + 1
+
+
+class Packs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, image: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        packed = pack_padded_sequence(image, ids, batch_first=True, enforce_sorted=False)
+        return self.cells(packed)[1][0][0]
 
 
 @pytest.fixture
@@ -131,6 +142,7 @@ def test_a_saved_program_is_the_model(net: Net, tmp_path: Path, how: str) -> Non
             "is already quantized (quantized::linear_dynamic)",
             "before it is quantized",
         ),
+        ("packed", "torchscript:net.pt", "packs its sequences (pack_padded_sequence)", "a Python module may pack"),
         ("own class", "export:net.pt2", "it holds an object of Python, ", "and no test_load_saved.Batch"),
         ("nothing", "torchscript:net.pt", "net.pt does not exist", "relative to the recipe"),
     ],
@@ -143,6 +155,8 @@ def test_a_file_that_cannot_be_used_is_told(
         torch.export.save(torch.export.export(net, example), tmp_path / "net.pt2")
     elif name == "text":
         (tmp_path / "net.pt2").write_text("no archive")
+    elif name == "packed":
+        torch.jit.script(Packs()).save(tmp_path / "net.pt")
     elif name == "own class":
         program = torch.export.export(OfBatch(), (Batch(torch.ones(2, 3)),), dynamic_shapes=([{0: Dim.AUTO}],))
         torch.export.save(program, tmp_path / "net.pt2")

@@ -137,6 +137,15 @@ def test_a_product_with_one_matrix_for_all_is_a_linear_layer(
     assert found[: len(calls)] == calls
 
 
+def test_a_group_norm_that_is_written_out_is_one() -> None:
+    scale, shift = random(8), random(8, seed=4)
+
+    def norm(net: Net, x: torch.Tensor) -> torch.Tensor:
+        return torch.native_group_norm(x, net.scale, net.shift, len(x), 8, 30, 2, 1e-5)[0]
+
+    assert kinds(captured(Net(norm, scale=scale, shift=shift), (8, 5, 6))) == ["GroupNorm"]
+
+
 def test_one_value_with_strides_of_zero_has_a_hash() -> None:
     """A clone of an expanded tensor keeps them, and such has no view as bytes."""
     hashes = []

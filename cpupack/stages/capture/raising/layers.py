@@ -227,6 +227,13 @@ def _group_norm(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.module(norm, r.activation(a["input"]), word="group_norm", owner=r.weight_name(a["weight"]))
 
 
+def _group_norm_of_several(r: Raiser, a: dict[str, Any]) -> list[Any]:
+    """``native_group_norm``, as ``run_decompositions()`` has it: the mean and the spread are read by nobody."""
+    if len(r.shape(a["input"])) == 2:
+        raise NotRaised
+    return [_group_norm(r, {**a, "num_groups": a["group"]}), None, None]
+
+
 def _group_norm_of_rows(r: Raiser, a: dict[str, Any], channels: int) -> fx.Node:
     """A norm of each group of a row. The rows may be all tokens of all samples, which no group norm could tell."""
     groups = a["num_groups"]
@@ -335,6 +342,7 @@ HANDLERS = {
     "native_layer_norm": _layer_norm_of_several,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
+    "native_group_norm": _group_norm_of_several,
     "instance_norm": _instance_norm,
     "embedding": _embedding,
 }
