@@ -179,6 +179,13 @@ def test_a_file_that_cannot_be_used_is_told(
     assert hint in (caught.value.hint or "")
 
 
+def test_a_program_of_training_mode_is_told_to_be_made_in_eval_mode(net: Net, tmp_path: Path) -> None:
+    spec = recipe(tmp_path, save(net.train(), tmp_path, "exported"))
+    with pytest.raises(ModelError, match="the batch norm norm is in training mode") as caught:
+        capture(load(spec, Recorder()), None, spec.recipe, Recorder())
+    assert "call eval() on the module before it is exported, traced or scripted" in (caught.value.hint or "")
+
+
 class OfSizes(nn.Module):
     """Divides by the size of its map, and does something else with large ones. Both are settled when it is exported."""
 
