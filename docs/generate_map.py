@@ -71,6 +71,7 @@ RUNTIME: Groups = (
             "items",
             "text",
             "rows",
+            "random_rows",
             "signature",
             "tensor_spec",
             "proposals",

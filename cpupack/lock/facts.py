@@ -95,7 +95,9 @@ def _state_hash(module: torch.nn.Module) -> str:
     tensors: Iterable[tuple[str, torch.Tensor]] = [*module.named_parameters(), *module.named_buffers()]
     for name, tensor in sorted(tensors, key=lambda each: each[0]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        plain = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu().reshape(-1)
+        # A clone has strides of its own: of one value they may be 0, and such has no view as bytes.
+        plain = tensor.detach().resolve_conj().resolve_neg().cpu().reshape(-1)
+        plain = plain.clone(memory_format=torch.contiguous_format)
         digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -4,7 +4,6 @@ numbers that follow from a size, such as the divisor of a mean, and the branches
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +14,8 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.fx._pytree import tree_flatten_spec
+
+from cpupack.model.exported_arguments import Arguments
 
 _ANY: ContextVar[bool] = ContextVar("any_range", default=False)
 
@@ -37,7 +37,7 @@ class ExportedSizeError(ValueError):
     """An input has a size that the program was not exported for: like any other failure of a model's code."""
 
 
-def check_sizes_of_calls(module: nn.Module, program: ExportedProgram) -> None:
+def check_sizes_of_calls(module: nn.Module, program: ExportedProgram, arguments: Arguments) -> None:
     """Have every call of a program's module compare the sizes of its inputs, but for the batch, with those of the
     export, in place. A call with others raises ExportedSizeError.
     """
@@ -48,22 +48,13 @@ def check_sizes_of_calls(module: nn.Module, program: ExportedProgram) -> None:
         if node.op == "placeholder" and node.name in user and isinstance(value := node.meta.get("val"), torch.Tensor)
     }
     ranges = {str(symbol): (each.lower, each.upper) for symbol, each in program.range_constraints.items()}
-    names, spec, signature = (
-        program.graph_signature.user_inputs,
-        program.call_spec.in_spec,
-        inspect.signature(module.forward),
-    )
-    positional, keywords = spec.children()
 
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return
-        given = signature.bind(*args, **kwargs).arguments
-        ordered = tuple(given.values())[: positional.num_children]
-        values = tree_flatten_spec((ordered, {key: given[key] for key in keywords.context}), spec)
         known: dict[str, int] = {}
-        for name, value in zip(names, values, strict=False):
-            if isinstance(value, torch.Tensor) and name in shapes and value.ndim == len(shapes[name]):
+        for name, value in zip(arguments.tensors, arguments.values(args, kwargs), strict=True):
+            if name is not None and isinstance(value, torch.Tensor) and value.ndim == len(shapes[name]):
                 _check(name, shapes[name], value, ranges, known)
 
     module.register_forward_pre_hook(check, with_kwargs=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from cpupack.errors import ModelError
 from cpupack.model.arguments import argument_names, with_arguments
+from cpupack.model.exported_arguments import arguments_of, take_by_name
 from cpupack.model.exported_checks import UnsafeError, check_archive, tensors_only
 from cpupack.model.exported_sizes import check_sizes_of_calls
 from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow, blank
-from cpupack.model.script_archive import check_sizes
+from cpupack.model.script_archive import check_sizes, lacks_weights
 from cpupack.model.scripted import Scripted, as_module, is_alike
 from cpupack.model.user_code import first_line
 from cpupack.runtime.files import UNREADABLE
-from cpupack.runtime.rows import random_rows
+from cpupack.runtime.random_rows import random_rows
 from cpupack.runtime.tensor_spec import TensorSpec, takes_rows
 
 _BATCH = 2
@@ -53,6 +53,12 @@ def load_exported(path: Path, source: str) -> nn.Module:
             hint=f"get the file from who made it, and export it again if it is yours, {_PYTHON}",
         ) from error
     except Exception as error:  # torch raises errors of many classes for a damaged archive, or one of another version
+        if own := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ModelError(
+                f"[model] source: {path} cannot be read as an exported program: it holds an object of Python, "
+                f"{own[1]}, and to read one would run code",
+                hint=f"export it with tensors, tuples and dicts as arguments, and no {own[1]}, {_PYTHON}",
+            ) from error
         raise ModelError(
             f"[model] source: {path} cannot be read as an exported program: {first_line(error)}",
             hint=f"write it with torch.export.save of torch {torch.__version__}, {_PYTHON}",
@@ -71,28 +77,10 @@ def load_exported(path: Path, source: str) -> nn.Module:
     # torch refuses to change the mode of such a module, which has none: its graph is of the mode it was saved in.
     for name in ("train", "eval"):
         module.__dict__.pop(name, None)
-    _take_names(module, program)
-    check_sizes_of_calls(module, program)
+    arguments = arguments_of(program, module, path)
+    take_by_name(module, arguments)
+    check_sizes_of_calls(module, program, arguments)
     return module
-
-
-def _take_names(module: nn.Module, program: ExportedProgram) -> None:
-    """Have every input of a program taken by its name too, in place: it insists on what was a keyword when exported."""
-    module._forward_pre_hooks.clear()  # they compare a call with that of the export
-    module._forward_pre_hooks_with_kwargs.clear()
-    positional, keywords = program.call_spec.in_spec.children()
-    names = list(program.graph_signature.user_inputs)
-    if len(names) != positional.num_children + keywords.num_children:
-        return  # an argument is a list or a dict of tensors
-    call, count = module.forward, positional.num_children
-
-    def forward(*given: Any, **named: Any) -> Any:
-        every = {**dict(zip(names, given, strict=False)), **named}
-        return call(*(every[name] for name in names[:count]), **{name: every[name] for name in names[count:]})
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]  # inspect reads it
-    module.forward = forward
 
 
 def load_torchscript(path: Path, source: str, inputs: Sequence[TensorSpec]) -> nn.Module:
@@ -107,9 +95,27 @@ def load_torchscript(path: Path, source: str, inputs: Sequence[TensorSpec]) -> n
         with _quiet():
             script = torch.jit.load(str(path), map_location="cpu").eval()
     except _UNREADABLE as error:
+        if lacks_weights(path):
+            raise ModelError(
+                f"[model] source: {path} was saved after torch.jit.optimize_for_inference, which leaves the weights "
+                "out of the file: torch itself cannot read it",
+                hint=f"save the program before that call: torch.jit.freeze(script).save(FILE.pt); {_PYTHON}",
+            ) from error
         raise ModelError(
             f"[model] source: {path} cannot be read as TorchScript: {first_line(error)}", hint=_exported_instead(path)
         ) from error
+    if "aten::_pack_padded_sequence" in str(script.inlined_graph):
+        raise ModelError(
+            f"[model] source: the program in {path} packs its sequences (pack_padded_sequence), and TorchScript has "
+            "them in a form whose sizes follow from the lengths of a whole batch",
+            hint=f"a Python module may pack its sequences: {_INSTEAD}",
+        )
+    if quantized := re.search(r"\bquantized::\w+", str(script.inlined_graph)):
+        raise ModelError(
+            f"[model] source: the program in {path} is already quantized ({quantized[0]}); cpupack takes the FP32 "
+            "model and quantizes it",
+            hint=f"save the program before it is quantized, {_PYTHON}",
+        )
     hint = (
         "export the Python module: torch.export.save(torch.export.export(module, ...), FILE.pt2) and source = "
         f'"export:FILE.pt2"; {_PYTHON}'

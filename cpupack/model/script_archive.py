@@ -1,4 +1,6 @@
-"""Whether the tensors of a TorchScript file have as many bytes as it announces. Else torch reads beyond their end."""
+"""What torch does not say of a TorchScript file: tensors with fewer bytes than it announces, beyond whose end torch
+reads, and weights that torch has left out.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from cpupack.runtime.files import UNREADABLE
 
 _ITEM_BYTES = {
     **dict.fromkeys(("Char", "Byte", "Bool", "QInt8", "QUInt8", "Untyped"), 1),
@@ -17,6 +21,7 @@ _ITEM_BYTES = {
 }
 """By the name of torch's class for a storage, without its ending."""
 _ENDING = "Storage"
+_LEFT_OUT = b"ops.prim.ConstantMKLDNNTensor("
 
 
 class _Anything:
@@ -65,3 +70,16 @@ def check_sizes(path: Path) -> None:
                 record = f"{name.removesuffix('.pkl')}/{key}"
                 if sizes.get(record) != announced:
                     raise ValueError(f"{record} has {sizes.get(record, 0)} bytes, and {announced} are announced")
+
+
+def lacks_weights(path: Path) -> bool:
+    """Return whether torch has left weights out of an archive: those in oneDNN's layout, which are constants of the
+    program, and which torch writes without their values.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except UNREADABLE:
+        return False
+    with archive:
+        code = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
+        return any(_LEFT_OUT in archive.read(name) for name in code)

@@ -13,7 +13,7 @@ from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow
 from cpupack.model.pasts import Past, Pasts, longer
 from cpupack.progress import Progress
-from cpupack.runtime.rows import random_rows
+from cpupack.runtime.random_rows import random_rows
 from cpupack.runtime.signature import Signature
 
 _SAME = 1e-3

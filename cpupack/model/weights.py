@@ -32,7 +32,7 @@ from cpupack.recipe.derived import text_directory
 from cpupack.recipe.shards import ShardError, files_of
 from cpupack.recipe.text_checks import DIRECTORIES
 from cpupack.runtime.manifest import hash_file
-from cpupack.runtime.rows import random_rows
+from cpupack.runtime.random_rows import random_rows
 from cpupack.runtime.signature import Signature
 
 _SETTLING_SAMPLES, _FEWEST_SETTLING = 8, 2

@@ -6,7 +6,7 @@ Nothing here uses files or lines. A Problem says where it is by its key.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -22,6 +22,13 @@ _VALUE_WIDTH = 60
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _LONG = re.compile(r"(\S{200})\S{200,}(\S{100})")
 _TYPE_ERRORS = ("_type", "literal_error")
+_KINDS = {
+    **dict.fromkeys(("float", "double", "half", "bfloat"), "float32"),
+    **dict.fromkeys(("uint8", "byte"), "uint8"),
+    **dict.fromkeys(("int", "uint", "long", "short"), "int64"),
+    "bool": "bool",
+}
+"""How the names of other dtypes begin, and the dtype of a recipe that holds their values; the first that fits."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +136,18 @@ def _problem(key: Key, kind: str, value: Any) -> Problem:
     if kind == "less_than_equal" and recipe_schema.LARGEST_COUNT in most:
         return Problem(key, f"must be below 2^31, not {_short(value)}")
     choices = [choice for choice in recipe_schema.choices(node) if isinstance(choice, str)]
-    near = nearest(value, choices, cutoff=0.5) if isinstance(value, str) else None
+    near = (_like(value, choices) or nearest(value, choices, cutoff=0.5)) if isinstance(value, str) else None
     return Problem(key, f"must be {expected}, not {_describe(value, node)}", near)
+
+
+def _like(name: str, choices: Sequence[str]) -> str | None:
+    """Return the dtype of a recipe that holds the values of another one, None for any other word.
+
+    By its letters ``int32`` is as near to ``uint8`` as to ``int64``.
+    """
+    plain = name.lower().rpartition(".")[2]
+    found = next((ours for start, ours in _KINDS.items() if plain.startswith(start)), None)
+    return found if found in choices else None
 
 
 def unknown_key(key: Key) -> Problem:

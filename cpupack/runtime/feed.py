@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import rows
 from .images.inputs import model_input
 from .images.spec import PreprocessSpec
 from .open_inputs import size_of_row
 from .open_sizes import Size
+from .random_rows import random_engine_input
 from .signature import Signature
 from .text.made_up import text_batch
 from .text.tokenizer import Tokenizer
@@ -54,6 +54,6 @@ class Feed:
         """Return a batch for the pool: random, and always the same."""
         if self.tokenizer is not None:
             return text_batch(self.tokenizer.spec, self.signature.inputs, np.random.default_rng(0), batch_size)
-        return rows.random_engine_input(
+        return random_engine_input(
             self.signature.inputs, np.random.default_rng(0), batch_size, pixel_input=self.pixel_input
         )

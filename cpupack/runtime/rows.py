@@ -11,7 +11,6 @@ import numpy as np
 
 from .arrays import MOST_FLOAT, in_own_order, is_finite, is_masked, of_tensor
 from .errors import InputError
-from .images.inputs import random_input
 from .images.spec import normalize
 from .open_inputs import names_of, typical_size
 from .open_sizes import OpenSizes, Size
@@ -24,18 +23,13 @@ from .tensor_spec import (
     engine_input_shape,
     input_places,
     open_shape,
-    takes_rows,
 )
 
 _DTYPES = {name: np.dtype(name) for name in DTYPES}
 _MOST_NESTED = 64
 """No array of numpy has more dimensions."""
-_SOME_IDS = 256
-"""How many ids random values have where any whole number is fine."""
 SKIPS_CHECK = " (Runner(check_finite=False) skips this check)"
 """Ends what is said of a value that is not finite."""
-_MOSTLY = 0.9
-"""The share of ones in a random mask: a sample without any would have nothing to attend to."""
 
 
 def by_name(signature: Signature, given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,9 +38,11 @@ def by_name(signature: Signature, given: Sequence[Any], named: Mapping[str, Any]
     ``given`` are those by position, or one dict of all. Raises InputError for an unknown name, an input that is given
     twice, and too many.
     """
-    names = [each.name for each in signature.inputs]
+    names = signature.input_names
     if len(given) == 1 and isinstance(given[0], Mapping):
-        named, given = {**given[0], **_once(given[0], named)}, ()
+        if twice := [name for name in named if name in given[0]]:
+            raise _twice(twice[0])
+        named, given = {**given[0], **named}, ()
     if len(given) > len(names):
         raise InputError(f"got {len(given)} inputs; {_takes(signature)}")
     found = dict(zip(names, given, strict=False))
@@ -55,17 +51,16 @@ def by_name(signature: Signature, given: Sequence[Any], named: Mapping[str, Any]
             near = get_close_matches(str(name), names, n=1)
             meant = f'did you mean "{near[0]}"? ' if near else ""
             raise InputError(f'the model has no input "{name}"; {meant}it takes {signature.inputs_text()}')
-        found = _once(found, {name: value})
+        if name in found:
+            raise _twice(name)
+        found[name] = value
     if not found:
         raise InputError(f"no input is given; {_takes(signature)}")
     return found
 
 
-def _once(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    twice = [name for name in second if name in first]
-    if twice:
-        raise InputError(f'the input "{twice[0]}" is given twice')
-    return {**first, **second}
+def _twice(name: Any) -> InputError:
+    return InputError(f'the input "{name}" is given twice')
 
 
 def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool = True, of_one: bool = False) -> Floats:
@@ -75,6 +70,8 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
     Raises InputError, which names the input, for one that is missing, of another dtype or shape, of another number of
     samples, or with values that the model does not take.
     """
+    if (ready := _as_they_are(signature, given)) is not None and (not check_finite or is_finite(ready)):
+        return ready
     inputs, shape, where = signature.inputs, signature.engine_input_shape, signature.input_places()
     # First of all: a caller may hand in a tuple of all inputs, which is no array of the first one.
     missing = [each for each in inputs if each.name not in given and each.default is None]
@@ -105,6 +102,35 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
         for spec in inputs:
             if spec.name in arrays:
                 batch_of(spec, arrays[spec.name], of_one=of_one)
+    return rows
+
+
+def _as_they_are(signature: Signature, given: Mapping[str, Any]) -> Floats | None:
+    """Return rows of arrays and tensors that have the dtypes and shapes of all inputs, as most calls give them.
+
+    Returns None where there is more to do, or to say, than to lay them side by side. Raises InputError for ids, and for
+    samples without a step.
+    """
+    if len(given) != len(signature.inputs) or not signature.takes_arrays:
+        return None
+    arrays: list[Array] = []
+    for spec in signature.inputs:
+        value = given.get(spec.name)
+        array = value if type(value) is np.ndarray else of_tensor(value, f'input "{spec.name}": ')
+        if array is None or not array.ndim or array.dtype != _DTYPES[spec.dtype]:
+            return None
+        if array.shape != (len(arrays[0]) if arrays else len(array), *spec.shape):
+            return None
+        arrays.append(array)
+    if not (count := len(arrays[0])):
+        return None
+    rows = np.empty((count, *signature.engine_input_shape), np.float32)
+    for spec, array, place in zip(signature.inputs, arrays, signature.input_places(), strict=True):
+        if spec.dtype != "float32":
+            _check_values(spec, array, check_finite=False)
+        if spec.blank is not None:
+            check_blank(spec, array)
+        rows[:, place] = array if array.ndim == 2 else array.reshape(count, -1)
     return rows
 
 
@@ -215,11 +241,11 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
     """
     name = f'input "{spec.name}": '
     if (tensor := of_tensor(value, name)) is not None:
-        return tensor
+        return _as_truth(spec, tensor)
     if is_masked(value):
         raise InputError(f"{name}got a masked array; expected a plain one")
     if isinstance(value, np.ndarray | np.generic):
-        return in_own_order(np.asarray(value))
+        return _as_truth(spec, in_own_order(np.asarray(value)))
     if not isinstance(value, list | tuple | int | float) and not hasattr(value, "__array__"):
         raise InputError(f"{name}got {type(value).__name__}; expected an array, a tensor or lists")
     if isinstance(value, list | tuple) and spec.dtype != "bool" and mixes_truth(value):
@@ -239,12 +265,9 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
             return array.astype(np.float32)
     if spec.dtype == "uint8" and array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
         return array.astype(np.uint8)
-    if spec.dtype == "bool" and array.dtype.kind in "iu" and array.size and not (array & ~1).any():
-        return array.astype(bool)  # a mask of zeros and ones
-    if spec.dtype in {"uint8", "bool"} and array.dtype.kind in "iu" and array.size:
-        most = 255 if spec.dtype == "uint8" else 1
-        beyond = next(int(each) for each in array.flat if not 0 <= each <= most)
-        raise InputError(f"{name}has {beyond}; {spec.dtype} holds {'0 to 255' if most > 1 else '0 and 1'}")
+    if spec.dtype == "uint8" and array.dtype.kind in "iu" and array.size:
+        raise _beyond(spec, array, 255)
+    array = _as_truth(spec, array)
     if array.dtype == object:
         others = [each for each in array.flat if not isinstance(each, int | float)]
         if array.size and not others:  # Python's numbers have no limit
@@ -253,6 +276,24 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
         what = "null or None" if bad is None else type(bad).__name__
         raise InputError(f"{name}has {what} where a number is expected")
     return array
+
+
+def _as_truth(spec: TensorSpec, array: Array) -> Array:
+    """Return truth values where the input takes them and the array has ones and zeros, as masks of tokenizers do.
+
+    Raises InputError for other whole numbers.
+    """
+    if spec.dtype != "bool" or array.dtype.kind not in "iu" or not array.size:
+        return array
+    if (array & ~array.dtype.type(1)).any():
+        raise _beyond(spec, array, 1)
+    return array.astype(bool)
+
+
+def _beyond(spec: TensorSpec, array: Array, most: int) -> InputError:
+    """Return what is said of the first number that an input of few values does not hold."""
+    found = next(int(each) for each in array.flat if not 0 <= each <= most)
+    return InputError(f'input "{spec.name}": has {found}; {spec.dtype} holds {"0 to 255" if most > 1 else "0 and 1"}')
 
 
 def mixes_truth(value: Any) -> bool:
@@ -347,44 +388,6 @@ def _check_ids(spec: TensorSpec, array: Array, vocabulary: int | None, where: st
     raise InputError(
         f'input "{spec.name}": sample {sample} has {bad}{where}; the model takes {low} to {high}{there}{why}'
     )
-
-
-def random_engine_input(
-    inputs: Sequence[TensorSpec], generator: np.random.Generator, count: int, *, pixel_input: bool
-) -> Array:
-    """Return a batch as the engine takes it, with random values that the model takes.
-
-    For one image these are pixels as ``images.inputs.model_input`` makes them for a model with ``pixel_input``.
-    """
-    if not takes_rows(inputs):
-        return random_input(generator, count, inputs[0].shape, inputs[0].preprocess, pixel_input=pixel_input)
-    return random_rows(inputs, generator, count)
-
-
-def random_rows(inputs: Sequence[TensorSpec], generator: np.random.Generator, count: int) -> Floats:
-    """Return rows with values that the model takes: ids of its vocabulary, random pixels, masks of mostly ones."""
-    parts = [flat(each, random_batch(each, generator, count)) for each in inputs]
-    parts.append(np.empty((count, len(names_of(inputs))), np.float32))
-    rows = np.concatenate([np.asarray(each, np.float32) for each in parts], axis=1)
-    add_sizes(inputs, rows)
-    return rows
-
-
-def random_batch(spec: TensorSpec, generator: np.random.Generator, count: int) -> Array:
-    """Return a batch of one input with values that the model takes."""
-    if spec.pixel_shape is not None:
-        return generator.integers(0, 256, (count, *spec.pixel_shape), dtype=np.uint8)
-    shape = (count, *spec.shape)
-    if spec.state is not None:  # a stream begins with it
-        return np.full(shape, spec.default or 0.0, np.float32)
-    if spec.dtype == "float32":
-        return generator.standard_normal(shape, dtype=np.float32)
-    if spec.dtype == "bool" or (spec.dtype == "int64" and spec.vocabulary in {None, 2} and not spec.vocabularies):
-        mask = generator.random(shape) < _MOSTLY
-        mask.reshape(count, -1)[:, 0] = True
-        return mask.astype(spec.dtype)
-    limits = [each or _SOME_IDS for each in spec.vocabularies] or (spec.vocabulary or _SOME_IDS)
-    return generator.integers(spec.least, limits, shape, dtype=spec.dtype)
 
 
 def _takes(signature: Signature) -> str:

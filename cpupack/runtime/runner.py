@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from . import rows
 from .arguments import MOST_SAMPLES, MOST_THREADS, whole_number
+from .arrays import like_inputs
 from .decoding import Decoders, together
 from .engine.batches import FILE_TURNS
 from .engine.contract import check_cpu, model_path, require_torch
@@ -240,7 +240,6 @@ class Runner:
         model's size. Several are given by position, by name, or as a dict. Outputs are tensors if an input is one, else
         arrays. Raises InputError saying what was expected.
         """
-        torch = sys.modules.get("torch")  # a caller that has a tensor has imported torch
         if self.tokenizer is not None and len(inputs) == 1 and not named and text_rows(inputs[0]):
             texts = inputs[0] if isinstance(inputs[0], list) else [inputs[0]]
             tokens = self._tokens(texts, named=isinstance(inputs[0], list))
@@ -256,11 +255,7 @@ class Runner:
         else:
             batch = self._intake.only(*given.values())
         result = self.signature.of_size(self._feed.size_of(batch)).result(self._spread.outputs(batch))
-        if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
-            return result
-        if isinstance(result, dict):
-            return {name: torch.from_numpy(each) for name, each in result.items()}
-        return torch.from_numpy(result)
+        return like_inputs(result, given)
 
     def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
         """Return a new stream: sequences that are fed chunk by chunk, with the model's states carried along.

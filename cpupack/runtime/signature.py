@@ -211,6 +211,16 @@ class Signature:
         return takes_rows(self.inputs)
 
     @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the inputs, in their order."""
+        return tuple(each.name for each in self.inputs)
+
+    @cached_property
+    def takes_arrays(self) -> bool:
+        """Whether each input is an array of one size: no images, and no named dimensions."""
+        return not any(each.preprocess is not None or each.names for each in self.inputs)
+
+    @cached_property
     def gives_rows(self) -> bool:
         """Whether the engine answers with rows. One output comes out as it is, ``(n, *shape)``, but for a number."""
         return len(self.outputs) > 1 or not self.outputs[0].shape
@@ -307,8 +317,10 @@ class Signature:
 
     def result(self, values: Floats) -> Any:
         """Return what a call of the runner gives: an array for one output, else a dict of arrays by name."""
-        found = self.unpack(values)
-        return found if len(self.outputs) > 1 else found[self.outputs[0].name]
+        if len(self.outputs) > 1:
+            return self.unpack(values)
+        (only,) = self.outputs
+        return only.finish(self.split(values)[only.name] if self.gives_rows else values)
 
     def inputs_text(self) -> str:
         """Return the inputs in words: ``image float32 (n, 3, 32, 32), age float32 (n, 1)``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import rows
-from .arrays import MOST_FLOAT, is_finite
+from .arrays import MOST_FLOAT, is_finite, like_inputs
 from .errors import InputError, RunnerError
 from .handlers import keeps_theirs
 from .signature import Array, Floats, Signature
@@ -68,13 +67,7 @@ class Stream:
             if self._check_finite:
                 _require_finite(state)
             self._state = state
-        found = self._results(signature, raw)
-        torch = sys.modules.get("torch")
-        if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
-            return found
-        if isinstance(found, dict):
-            return {name: torch.from_numpy(each) for name, each in found.items()}
-        return torch.from_numpy(found)
+        return like_inputs(self._results(signature, raw), given)
 
     @property
     def state(self) -> dict[str, Array]:

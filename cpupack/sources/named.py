@@ -13,7 +13,8 @@ from PIL import Image
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.rows import SKIPS_CHECK, add_sizes, batch_of, by_name, flat, random_batch
+from cpupack.runtime.random_rows import random_batch
+from cpupack.runtime.rows import SKIPS_CHECK, add_sizes, batch_of, by_name, flat
 from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_text
 from cpupack.sources.request import Array, Floats, Request, array_of, centre, image_of, pixels_of

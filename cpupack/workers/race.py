@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from cpupack.runtime.engine.pool import InstancePool
-from cpupack.runtime.rows import random_engine_input
+from cpupack.runtime.random_rows import random_engine_input
 from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.workers.steps import tell
 

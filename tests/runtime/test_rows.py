@@ -14,7 +14,8 @@ from PIL import Image
 from cpupack.runtime.errors import InputError, IntegrityError, RunnerError
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.items import check_files, load_row, parsed_values
-from cpupack.runtime.rows import array_of, by_name, pack, random_rows
+from cpupack.runtime.random_rows import random_rows
+from cpupack.runtime.rows import array_of, by_name, pack
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec
 
@@ -122,7 +123,9 @@ def test_numbers_in_every_state_are_taken(age: Any) -> None:
         ({"ids": None, "age": None}, 'the inputs "ids", "age" are missing'),
         ({"image": (IMAGE, IDS, AGE), "ids": None, "age": None}, 'the inputs "ids", "age" are missing'),
         ({"ids": IDS.astype(np.float32)}, 'input "ids": got float32 (2, 4); expected int64 (n, 4)'),
-        ({"mask": np.ones((2, 4), np.int64)}, 'input "mask": got int64 (2, 4); expected bool (n, 4)'),
+        ({"mask": np.full((2, 4), 2)}, 'input "mask": has 2; bool holds 0 and 1'),
+        ({"mask": torch.full((2, 4), -1)}, 'input "mask": has -1; bool holds 0 and 1'),
+        ({"mask": np.ones((2, 4), np.float32)}, 'input "mask": got float32 (2, 4); expected bool (n, 4)'),
         ({"mask": [[0, 1, 2, 1]] * 2}, 'input "mask": has 2; bool holds 0 and 1'),
         ({"age": [3, None]}, 'input "age": has null or None where a number is expected'),
         ({"age": [3, {"x": 1}]}, 'input "age": has dict where a number is expected'),

@@ -176,6 +176,12 @@ def test_other_layers_stay_fp32_and_say_why() -> None:
 
 
 @needs_kernels
+def test_a_model_of_convolutions_alone_is_told_what_dynamic_takes() -> None:
+    with pytest.raises(QuantizationError, match='mode = "dynamic" takes linear and recurrent layers only'):
+        quantized(nn.Sequential(nn.Conv1d(5, 8, 3), nn.ReLU()), "native", spec=dynamic((5, 6)), data=samples((5, 6)))
+
+
+@needs_kernels
 def test_a_skipped_layer_stays_fp32_natively() -> None:
     _, int8 = quantized(Recurrent(), "native", spec=dynamic((5, 6), skip=["head"]), data=samples((5, 6)))
     assert {each.name: each.precision for each in int8.layers}["head"] == "fp32"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import quantize_dynamic
 from torch.export import Dim
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from cpupack.errors import ModelError
 from cpupack.model.exported_sizes import ExportedSizeError, any_range
@@ -36,6 +40,29 @@ class Net(nn.Module):
     def forward(self, image: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         maps = torch.relu(self.norm(self.conv(image)))
         return self.head(torch.cat([maps.mean((2, 3)), self.words(ids).mean(1)], 1)), maps
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor
+
+
+torch.export.register_dataclass(Batch, serialized_type_name="test_load_saved.Batch")
+
+
+class OfBatch(nn.Module):
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return batch.x + 1
+
+
+class Packs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, image: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        packed = pack_padded_sequence(image, ids, batch_first=True, enforce_sorted=False)
+        return self.cells(packed)[1][0][0]
 
 
 @pytest.fixture
@@ -72,6 +99,12 @@ def save(net: Net, directory: Path, how: str) -> str:
             torch.jit.script(net).save(directory / "net.pt")
         case "traced":
             torch.jit.trace(net, (image, ids)).save(directory / "net.pt")
+        case "optimized":
+            torch.jit.optimize_for_inference(torch.jit.script(net)).save(directory / "net.pt")
+        case "quantized":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch says that it will go away
+                torch.jit.script(quantize_dynamic(net, {nn.Linear})).save(directory / "net.pt")
     return "export:net.pt2" if how.startswith("exported") else "torchscript:net.pt"
 
 
@@ -102,6 +135,15 @@ def test_a_saved_program_is_the_model(net: Net, tmp_path: Path, how: str) -> Non
         ("text", "export:net.pt2", "is no archive that torch has saved", ""),
         ("damaged", "torchscript:net.pt", "cannot be read as TorchScript", "the archive is damaged"),
         ("short", "torchscript:net.pt", "/data/0 has 4 bytes, and ", "python:FILE.py:factory"),
+        ("optimized", "torchscript:net.pt", "leaves the weights out of the file", "save the program before that call"),
+        (
+            "quantized",
+            "torchscript:net.pt",
+            "is already quantized (quantized::linear_dynamic)",
+            "before it is quantized",
+        ),
+        ("packed", "torchscript:net.pt", "packs its sequences (pack_padded_sequence)", "a Python module may pack"),
+        ("own class", "export:net.pt2", "it holds an object of Python, ", "and no test_load_saved.Batch"),
         ("nothing", "torchscript:net.pt", "net.pt does not exist", "relative to the recipe"),
     ],
 )
@@ -113,6 +155,11 @@ def test_a_file_that_cannot_be_used_is_told(
         torch.export.save(torch.export.export(net, example), tmp_path / "net.pt2")
     elif name == "text":
         (tmp_path / "net.pt2").write_text("no archive")
+    elif name == "packed":
+        torch.jit.script(Packs()).save(tmp_path / "net.pt")
+    elif name == "own class":
+        program = torch.export.export(OfBatch(), (Batch(torch.ones(2, 3)),), dynamic_shapes=([{0: Dim.AUTO}],))
+        torch.export.save(program, tmp_path / "net.pt2")
     elif name == "damaged":
         save(net, tmp_path, "traced")
         data = (tmp_path / "net.pt").read_bytes()
@@ -130,6 +177,13 @@ def test_a_file_that_cannot_be_used_is_told(
         load(recipe(tmp_path, source), Recorder())
     assert words in caught.value.message
     assert hint in (caught.value.hint or "")
+
+
+def test_a_program_of_training_mode_is_told_to_be_made_in_eval_mode(net: Net, tmp_path: Path) -> None:
+    spec = recipe(tmp_path, save(net.train(), tmp_path, "exported"))
+    with pytest.raises(ModelError, match="the batch norm norm is in training mode") as caught:
+        capture(load(spec, Recorder()), None, spec.recipe, Recorder())
+    assert "call eval() on the module before it is exported, traced or scripted" in (caught.value.hint or "")
 
 
 class OfSizes(nn.Module):

@@ -23,7 +23,8 @@ from cpupack.runtime.feed import Feed
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.open_inputs import OpenInput
 from cpupack.runtime.open_sizes import OpenSizes
-from cpupack.runtime.rows import pack, random_rows
+from cpupack.runtime.random_rows import random_rows
+from cpupack.runtime.rows import pack
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.size_terms import Fit, probes

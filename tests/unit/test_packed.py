@@ -23,7 +23,8 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.file import load_recipe
 from cpupack.runtime.engine import library
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.rows import pack, random_rows
+from cpupack.runtime.random_rows import random_rows
+from cpupack.runtime.rows import pack
 from cpupack.runtime.signature import Signature
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.capture import capture

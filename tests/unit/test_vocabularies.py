@@ -12,7 +12,8 @@ from cpupack.errors import RecipeError
 from cpupack.progress import SilentProgress
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.rows import pack, random_rows
+from cpupack.runtime.random_rows import random_rows
+from cpupack.runtime.rows import pack
 from cpupack.runtime.tensor_spec import TensorSpec, ids_text
 from cpupack.stages.load import load
 

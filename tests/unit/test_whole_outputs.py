@@ -16,7 +16,8 @@ from cpupack.progress import SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.rows import pack, random_rows
+from cpupack.runtime.random_rows import random_rows
+from cpupack.runtime.rows import pack
 from cpupack.runtime.signature import OutputSpec, Signature, worst_sqnr_db
 from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.stages.calibrate import calibrate

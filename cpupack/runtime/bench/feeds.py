@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..manifest import Manifest
 from ..names import files_below
 from ..plan.decide import Plan
-from ..rows import random_engine_input
+from ..random_rows import random_engine_input
 from ..signature import signature_of
 from ..text.made_up import FEWEST, text_batch
 from ..text.spec import spec_of
@@ -29,7 +29,7 @@ from ..threads import Answer
 from .scenarios import Pool
 
 if TYPE_CHECKING:
-    from ..rows import random_engine_input
+    from ..random_rows import random_engine_input
 from ..runner import Runner
 
 _BUFFER_BYTES = 128 * 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +26,7 @@ Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
 
 _TORCH_WARM_CALLS = 3
 """The JIT profiles the first call and compiles at the second; oneDNN makes a primitive for each input shape."""
+_ALONE = (0,)
 
 
 class InstancePool:
@@ -188,8 +189,10 @@ class InstancePool:
                 return answer
         return None
 
-    def _in_turn(self) -> list[int]:
+    def _in_turn(self) -> Sequence[int]:
         """Return the instances, another one first each time: callers at the same moment then choose different ones."""
+        if self.instances == 1:
+            return _ALONE
         first = next(self._turn) % self.instances
         return [*range(first, self.instances), *range(first)]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import weakref
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,12 @@ from .prototypes import Piece
 Floats = npt.NDArray[np.float32]
 _ERROR_PROGRAM, _NO_THREADS, _BUSY, _CLOSED = 1, 5, 6, 7
 """Codes of kernels/engine/engine.h."""
+_FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
+"""numpy takes longer to compare a dtype with a type, and a call of a small layer would notice."""
+_Byte = ctypes.c_char * 1
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A batch as the kernels read it, and the memory for its result.
 
     ``shape`` is the batch's as it was given. ``size`` is that of its samples, None for a program of one size.
@@ -44,8 +46,8 @@ def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = N
     channels_last order is read without a copy, any other is copied. Raises RunnerError for a batch that the program
     does not take.
     """
-    shape = program.float_shape if batch.dtype == np.float32 else program.pixel_shape
-    if shape is None or batch.dtype not in (np.float32, np.uint8):
+    shape = program.float_shape if batch.dtype == _FLOAT32 else program.pixel_shape
+    if shape is None or batch.dtype not in (_FLOAT32, _UINT8):
         raise RunnerError(f"the model does not take {batch.dtype}")
     if mask is not None:
         if not program.takes_rgb:
@@ -183,8 +185,8 @@ class Session:
     def _run_one(self, program: Program, call: Call, *, wait: bool) -> bool:
         batch, result = call.batch, call.result
         code = (self._run if wait else self._try_run)(
-            self._session, program.address, program.memory.size, batch.ctypes.data,
-            batch.dtype == np.float32, call.mask, len(result), result.ctypes.data,
+            self._session, program.address, program.memory.size, _pointer(batch),
+            batch.dtype == _FLOAT32, call.mask, len(result), _pointer(result),
         )  # fmt: skip
         return self._has_run(code, call.shape)
 
@@ -214,3 +216,9 @@ class Session:
     def close(self) -> None:
         """Wait for the call that runs, end the team and free the memory. Closing twice is fine."""
         self._library.cpupack_close_session(self._session)
+
+
+def _pointer(array: npt.NDArray[Any]) -> Any:
+    """Return a dense array that is not empty as C functions take it. ``array.ctypes`` takes three times as long."""
+    memory: Any = array
+    return _Byte.from_buffer(memory) if array.flags.writeable else array.ctypes.data

@@ -24,7 +24,7 @@ from ..bench.stats import latency_summary
 from ..bench.verdict import late_client
 from ..errors import HostError, InputError
 from ..manifest import Manifest, read_manifest
-from ..rows import random_batch
+from ..random_rows import random_batch
 from ..signature import signature_of
 from ..tensor_spec import TensorSpec
 from . import load_client

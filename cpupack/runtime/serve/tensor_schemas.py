@@ -15,7 +15,7 @@ from .tensors import MAX_ELEMENTS
 
 _FLOAT = {"type": "number", "minimum": -MOST_FLOAT, "maximum": MOST_FLOAT}
 _BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
-_TRUTH = {"type": "boolean"}
+_TRUTH, _BIT = {"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 1}
 _WHOLE = ["INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8"]
 BASE64 = {"type": "string", "format": "byte", "minLength": 1}
 
@@ -98,6 +98,7 @@ def _forms(spec: TensorSpec, facts: TensorFacts) -> Iterator[dict[str, Any]]:
         yield _tensor(spec.name, {"const": "FP32"}, shape, _FLOAT)
     elif spec.dtype == "bool":
         yield _tensor(spec.name, {"const": "BOOL"}, shape, _TRUTH)
+        yield _tensor(spec.name, {"enum": _WHOLE}, shape, _BIT)
     else:
         yield _tensor(spec.name, {"enum": _WHOLE}, shape, _element(spec))
         if spec.least == 0:

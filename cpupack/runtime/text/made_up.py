@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..rows import random_rows
+from ..random_rows import random_rows
 from ..signature import Floats
 from ..tensor_spec import TensorSpec, input_places
 from .spec import TokenizerSpec

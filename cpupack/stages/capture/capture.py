@@ -22,7 +22,7 @@ from cpupack.model.user_code import describe_failure
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 from cpupack.runtime.open_inputs import names_of
-from cpupack.runtime.rows import random_rows
+from cpupack.runtime.random_rows import random_rows
 from cpupack.runtime.tensor_spec import LARGEST_EXACT, TensorSpec
 from cpupack.stages.capture.chosen_places import compute_all_places
 from cpupack.stages.capture.chosen_rows import compute_all_rows

@@ -230,6 +230,9 @@ def _taken_apart(program: ExportedProgram, lines: tuple[str, ...]) -> Exported:
     return Exported(program.graph, constants, _input_of(program), results[0], lines)
 
 
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+
 def _refuse_own_state(
     program: ExportedProgram, constants: dict[fx.Node, tuple[str, torch.Tensor]], result: fx.Node
 ) -> None:
@@ -240,6 +243,13 @@ def _refuse_own_state(
     read = needed(result)
     for node, (name, _) in constants.items():
         if name in changed and node in read:
+            owner, _, last = name.rpartition(".")
+            if last in _RUNNING:  # of TorchScript or an export that was made in training mode: others are in eval mode
+                raise ModelError(
+                    f"the batch norm {owner or name} is in training mode: it takes the statistics of each batch",
+                    hint="call eval() on the module before it is exported, traced or scripted, and leave out "
+                    "training=True",
+                )
             raise ModelError(
                 f"the model changes its own buffer {name} in each call and answers by it, so an answer depends on the "
                 "calls before",

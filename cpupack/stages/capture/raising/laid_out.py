@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +22,13 @@ def _expand(r: Raiser, a: dict[str, Any]) -> fx.Node:
     before = r.shape(source)
     if not r.is_known(source):
         return r.activation(source) if before == shape else _repeated(r, source, moves)
-    if sum(moves) != 1 or not moves[0] or (len(before) == len(shape) and before[0] != 1):
+    if sum(moves) != 1:
+        raise NotRaised
+    if not moves[0]:
+        value = r.tensor(source)
+        assert value is not None
+        return _laid_out_within(r, value, r._name_of(source))
+    if len(before) == len(shape) and before[0] != 1:
         raise NotRaised
     if _repeats_for_arithmetic(r, before):
         r.known[r.node] = r.constant(source)
@@ -49,6 +57,27 @@ def _laid_out(r: Raiser, value: torch.Tensor, name: str) -> fx.Node:
         raise NotRaised
     table = r.attribute(value, name)
     return r.method("expand", table, r.batch(), *[-1] * (value.ndim - 1))
+
+
+def _laid_out_within(r: Raiser, value: torch.Tensor, name: str) -> fx.Node:
+    """Return a constant for each sample of a batch that is not the first dimension: the batch first, then moved.
+
+    The states of recurrent layers have their batch second. Raises NotRaised where the constant is not of one sample.
+    """
+    shape, place = r.shape(), r.dynamic().index(True)
+    batch, own = r.source.meta["val"].shape[0].node.expr, r.node.meta["val"].shape[place].node.expr
+    one = [*shape[:place], 1, *shape[place + 1 :]]
+    if own != batch or math.prod(one) > _MOST_ROWS or not _fits(value.shape, one):
+        raise NotRaised
+    table = r.attribute(value.expand(one).movedim(place, 0).clone(), name)
+    laid = r.method("expand", table, r.batch(), *[-1] * (len(shape) - 1))
+    return shapes.permuted(r, laid, [*range(1, place + 1), 0, *range(place + 1, len(shape))])
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether values of a shape can be expanded to another."""
+    new = len(wanted) - len(shape)
+    return new >= 0 and all(size in {1, other} for size, other in zip(shape, wanted[new:], strict=True))
 
 
 def _repeats_for_arithmetic(r: Raiser, before: tuple[int, ...]) -> bool:
@@ -88,8 +117,13 @@ def _repeat(r: Raiser, a: dict[str, Any]) -> fx.Node:
         and all(one in {1, size} for one, size in zip(before, shape, strict=True))
     ):
         return _repeated(r, source, moves)
-    if not r.is_known(source) or sum(moves) != 1 or not moves[0] or len(before) != len(shape):
+    if not r.is_known(source) or sum(moves) != 1 or len(before) != len(shape):
         raise NotRaised
+    if not moves[0]:
+        value = r.tensor(source)
+        assert value is not None
+        times = [1 if move else end // start for start, end, move in zip(before, shape, moves, strict=True)]
+        return _laid_out_within(r, value.repeat(*times), r._name_of(source))
     rows = _rows_of_a_sample(r)
     if rows % before[0]:
         raise NotRaised
@@ -128,10 +162,12 @@ def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
         return r.input  # a placeholder's worth: who reads this call takes the known value
     kind_of_number = r.node.meta["val"].dtype
     held = kind_of_number == torch.float32 or not (kind_of_number.is_floating_point or kind_of_number.is_complex)
-    if not held or sum(moves) != 1 or not moves[0] or not isinstance(number, int | float):
+    if not held or sum(moves) != 1 or not isinstance(number, int | float):
         raise NotRaised
     scopes = [path for path, _ in r.node.meta.get("nn_module_stack", {}).values()]
     name = ".".join(part for part in (scopes[-1] if scopes else "", r.node.name) if part)
+    if not moves[0]:
+        return _laid_out_within(r, torch.full((), number, dtype=kind_of_number), name)
     return _rows_laid_out(r, torch.full((_rows_of_a_sample(r), *shape[1:]), number, dtype=kind_of_number), name)
 
 

@@ -10,13 +10,15 @@ import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.errors import ModelError
-from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, name_of, numbers
 from cpupack.stages.capture.raising.shapes import reshaped
 from cpupack.stages.capture.raising.side_by_side import matrices
 
 _CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_SAME_VALUES = ("expand", "view", "reshape", "_unsafe_view", "clone", "unsqueeze")
+_BATCHED = 3
 _INSTANCE_NORMS: dict[int, Any] = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 
 
@@ -127,7 +129,30 @@ def _matmul(r: Raiser, a: dict[str, Any]) -> fx.Node:
             return _product_of_vector(r, left, weight, right)
     if min(len(r.shape(left)), len(r.shape(right))) < 2:
         raise NotRaised
+    if r.is_float(left) and not r.is_known(left) and r.shape()[:-1] == r.shape(left)[:-1]:
+        matrix = _matrix_of_all(r, right)
+        if matrix is not None:
+            return _product(r, left, matrix.t(), None, right)
     return matrices(r, left, right)
+
+
+def _matrix_of_all(r: Raiser, right: Any) -> torch.Tensor | None:
+    """Return the constant matrix that a product has for each of its rows, as torch writes linear layers out:
+    ``x @ weight.expand(len(x), -1, -1)``. None for other products.
+    """
+    found, shape = right, r.shape(right)
+    while not r.is_known(found):
+        source = found.args[0] if isinstance(found, fx.Node) and name_of(found) in _SAME_VALUES else None
+        if not isinstance(source, fx.Node) or r.shape(source)[-2:] != shape[-2:]:
+            return None
+        found = source
+    value = r.tensor(found)
+    if value is None or len(shape) != _BATCHED or value.shape[-2:] != shape[-2:]:
+        return None
+    matrices_of_it = value.reshape(-1, *shape[-2:])
+    if len(matrices_of_it) == 1 and shape[0] == 1 and not r.dynamic(right)[0]:
+        return None  # of the only layer side by side
+    return matrices_of_it[0] if bool((matrices_of_it == matrices_of_it[:1]).all()) else None
 
 
 def _attention(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -200,6 +225,13 @@ def _group_norm(r: Raiser, a: dict[str, Any]) -> fx.Node:
     norm = nn.GroupNorm(a["num_groups"], channels, eps=a["eps"])
     _fill(norm, r.tensor(a["weight"]), r.tensor(a["bias"]))
     return r.module(norm, r.activation(a["input"]), word="group_norm", owner=r.weight_name(a["weight"]))
+
+
+def _group_norm_of_several(r: Raiser, a: dict[str, Any]) -> list[Any]:
+    """``native_group_norm``, as ``run_decompositions()`` has it: the mean and the spread are read by nobody."""
+    if len(r.shape(a["input"])) == 2:
+        raise NotRaised
+    return [_group_norm(r, {**a, "num_groups": a["group"]}), None, None]
 
 
 def _group_norm_of_rows(r: Raiser, a: dict[str, Any], channels: int) -> fx.Node:
@@ -310,6 +342,7 @@ HANDLERS = {
     "native_layer_norm": _layer_norm_of_several,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
+    "native_group_norm": _group_norm_of_several,
     "instance_norm": _instance_norm,
     "embedding": _embedding,
 }

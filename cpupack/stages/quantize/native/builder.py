@@ -38,7 +38,7 @@ from cpupack.stages.quantize.native.values import (
     order_of,
     rows_layout,
 )
-from cpupack.stages.quantize.native.walks import UNUSED, Grid, View
+from cpupack.stages.quantize.native.walks import UNUSED, Fixed, Grid, View
 from cpupack.stages.quantize.ranges import choose_range
 from cpupack.statistics import ActivationStats
 
@@ -100,7 +100,7 @@ class Builder:
         if grid is not None:
             self.program.filler = UNUSED.tobytes()
         self.floats = Floats(self.program, grid, self.choices)
-        self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
+        self.float_tuples: dict[fx.Node, tuple[View | Fixed, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}
         self.by_rows, self.attends_by_words = by_rows, attends_by_words

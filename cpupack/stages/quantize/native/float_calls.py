@@ -55,7 +55,7 @@ def lower_float(b: Builder, node: fx.Node) -> None:
         if calls.is_constant(node) or node.op == "get_attr":
             return
         if _is_fixed(b, node):
-            b.floats.values[node] = _fixed(b, node)
+            _note_fixed(b, node)
             kernel = ""
         elif is_embedding(b, node):
             kernel = embed(b, node)
@@ -108,8 +108,8 @@ def _is_fixed(b: Builder, node: fx.Node) -> bool:
     return all(each.op == "get_attr" or isinstance(b.floats.values.get(each), Fixed) for each in read)
 
 
-def _fixed(b: Builder, node: fx.Node) -> Fixed:
-    """Return what a call makes of constants: the same for each sample of a batch."""
+def _note_fixed(b: Builder, node: fx.Node) -> None:
+    """Note what a call makes of constants: the same for each sample of a batch. A chunk makes several."""
 
     def operand(each: fx.Node) -> Any:
         if each.op == "get_attr":
@@ -128,9 +128,15 @@ def _fixed(b: Builder, node: fx.Node) -> Fixed:
             module = b.calls.module(node)
             function: Any = module if module is not None else node.target
             result = function(*args, **kwargs)
-    if not isinstance(result, torch.Tensor) or len(result) != 2 or not torch.equal(result[0], result[1]):
-        raise b.calls.refusal(node, "of constants that differ between samples")
-    return Fixed(result[0].float())
+    several = result if isinstance(result, tuple | list) else (result,)
+    for each in several:
+        if not isinstance(each, torch.Tensor) or len(each) != 2 or not torch.equal(each[0], each[1]):
+            raise b.calls.refusal(node, "of constants that differ between samples")
+    found = tuple(Fixed(each[0].float()) for each in several)
+    if several is result:
+        b.float_tuples[node] = found
+    else:
+        (b.floats.values[node],) = found
 
 
 # ---- values in another order ----

@@ -77,7 +77,7 @@ def works_moved(graph: fx.GraphModule, node: fx.Node, moved: dict[fx.Node, Batch
     rank: int = node.meta.get("rank", 0)
     behind = rank - 1 - batch.axis  # dimensions that stay where they are, from the last one on
     alike = all(each.meta.get("rank") == rank for each in read)
-    by_value = node.target in ARITHMETIC or _is_pointwise(node.target)
+    by_value = _works_by_value(node)
     constants = {each: _tensor(graph, each) for each in node.all_input_nodes if each.op == "get_attr"}
     apart = {
         each: value for each, value in constants.items() if value.ndim > behind and not _spares(value, rank, batch)
@@ -110,7 +110,7 @@ def line_up(graph: fx.GraphModule, node: fx.Node, forms: Forms, batch: Batch) ->
     ``(steps, batch, channels) + (batch, channels)``.
     """
     rank = node.meta.get("rank")
-    if batch.indices > 1 or rank is None or not (node.target in ARITHMETIC or _is_pointwise(node.target)):
+    if batch.indices > 1 or rank is None or not _works_by_value(node):
         return
     for each in node.all_input_nodes:
         own, shape = forms.given.get(each), forms.shapes.get(each, ())
@@ -153,9 +153,10 @@ def _softens_moved(graph: fx.GraphModule, node: fx.Node, module: nn.Module, batc
     return True
 
 
-def _is_pointwise(target: Any) -> bool:
-    """Whether torch says of an operator that it goes value by value: comparisons, choices, rounding."""
-    return isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
+def _works_by_value(node: fx.Node) -> bool:
+    """Whether a call is arithmetic, or torch says that it goes value by value: comparisons, choices, rounding."""
+    target = node.target
+    return target in ARITHMETIC or (isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags)
 
 
 def _pads_moved(node: fx.Node, behind: int, batch: Batch) -> bool:

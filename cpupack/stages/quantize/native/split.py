@@ -22,6 +22,7 @@ from cpupack.stages.quantize.native.functions import is_fused_relu
 from cpupack.stages.quantize.native.layouts import is_laid_out
 from cpupack.stages.quantize.native.recurrent import is_recurrent
 from cpupack.stages.quantize.native.rows import sums_before
+from cpupack.stages.quantize.reasons import DYNAMIC
 
 AROUND = "comes before or after the INT8 part"
 AMONG = "lies among INT8 layers that take and give float32 values"
@@ -64,6 +65,8 @@ def split(
         end = _end(calls, nodes, cuts, weighted[-1], reasons)
         around = [*nodes[: begin + 1], *nodes[end + 1 :]]
     elif not any(node in reasons for node in by_rows):
+        if DYNAMIC in reasons.values():
+            raise QuantizationError(f"the native engine finds no layer to run in INT8: [quantize] {DYNAMIC}")
         raise QuantizationError(
             "the native engine finds no convolution, no linear and no recurrent layer to run in INT8"
         )
