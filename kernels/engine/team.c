@@ -141,12 +141,14 @@ static void run_share(struct team *team, int index, struct worker *worker, team_
 /* Returns when a member does not look at the job. */
 static void await_leaving(struct member *member) {
     for (int spins = 0; spins < MEETING_SPINS; spins++) {
-        if (!atomic_load_explicit(&member->active, memory_order_acquire))
+        if (!atomic_load(&member->active))
             return;
         relax();
     }
     sleep_while(&member->active, 1, &member->team->leaving);
 }
+
+static void leave(struct member *member) { change(&member->active, 0, &member->team->leaving); }
 
 /* A member that is active may look at the job: the leader does not end it meanwhile. Either the member sees here that
  * the job has ended, or the leader sees that the member is active. Both are sequentially consistent.
@@ -155,11 +157,9 @@ static int enter(struct member *member) {
     atomic_store(&member->active, 1);
     if (atomic_load(&member->team->open) == member->job)
         return 1;
-    change(&member->active, 0, &member->team->leaving);
+    leave(member);
     return 0;
 }
-
-static void leave(struct member *member) { change(&member->active, 0, &member->team->leaving); }
 
 int run_shares(struct team *team, struct worker *worker, team_share *share, const void *layer) {
     struct member *self = (struct member *)worker;
