@@ -95,10 +95,14 @@ class Proof:
     def _check_reversed(self, together: torch.Tensor) -> None:
         """Raise ModelError where the answers stay behind when the samples change their places.
 
-        Samples that are sorted, and not put back, may come in that order.
+        Samples that are sorted, and not put back, may come in that order. A sample may have several rows, such as its
+        windows.
         """
-        found = _answer(self._module, self._batch.flip(0)).flip(0)
-        if found.shape != together.shape or close(together, found, self._places):
+        found, count = _answer(self._module, self._batch.flip(0)), len(self._batch)
+        if found.shape != together.shape or len(found) % count:
+            return
+        found = found.unflatten(0, (count, -1)).flip(0).flatten(0, 1)
+        if close(together, found, self._places):
             return
         self._refuse_random()
         raise ModelError(
